@@ -1,0 +1,206 @@
+"""The storage seam: what a backend must do, and nothing of how.
+
+The protocol can be filled well from a dict, a folder, SQLite, Postgres or a
+stream store; it knows nothing of SQL, files or the engine above it.
+
+Rules that hold for every method:
+
+* **Atomic per process.** One `Unit`, one creation, one event is wholly there
+  after a crash or not at all. Neighbours in a batch are independent.
+* **Acknowledged is durable.** A method returns when its effect survives any
+  crash, and reads never show what a crash could still take back.
+* **Three outcomes.** Done; refused (in the answer, or a `StorageError` that
+  says that nothing was written); unknown (`StorageUnknownError`: repeat the
+  same call with the same values, never read and decide). Every write can be
+  repeated harmlessly.
+* **Time is the storage's.** `now_at`, `created_at`, leases and what is due are
+  all by its clock.
+* Methods may be called concurrently from one event loop; a storage belongs to
+  the loop that first used it.
+* Cancelling a call leaves its outcome unknown.
+
+Source: Gray and Cheriton 1989 (leases); docs/design.md, "The storage seam".
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+from durabletask._model import (
+    Claims,
+    Created,
+    Delivered,
+    Lease,
+    NewEvent,
+    NewProcess,
+    Page,
+    Query,
+    Refusal,
+    Snapshot,
+    Unit,
+    UnitOutcome,
+)
+
+
+class ProcessStorage(Protocol):
+    """Where processes live."""
+
+    # --- without a lease: any client ---------------------------------------------------
+
+    async def create(
+        self, processes: Sequence[NewProcess], lease: Lease | None = None
+    ) -> Sequence[Created]:
+        """Create processes; an id that exists is answered with what is there.
+
+        The answer is `fresh` if the stored process carries the same
+        `creation_id`, so a repeat after a lost answer is fresh again. Whether
+        an existing process is "the same" is for the caller to decide, from
+        `name` and `input_digest`.
+
+        Args:
+            processes: At most 1,000 of them; ids may repeat, the first wins.
+            lease: Given one, a process created here whose `start_at` has come
+                belongs to the lease at once, with epoch 1: a spawn and its
+                first step need no claim in between.
+
+        Returns:
+            One answer per process, in the same order.
+
+        Raises:
+            LeaseLostError: The lease was fenced; nothing was written.
+        """
+        ...
+
+    async def deliver(self, events: Sequence[NewEvent], *, mailbox_max: int) -> Sequence[Delivered]:
+        """Put events into mailboxes, in the given order.
+
+        Refused with UNKNOWN_PROCESS, FINISHED or MAILBOX_FULL (`mailbox_max`
+        unconsumed events are there). An `event_id` that this process has
+        received before, consumed or not, is answered with that event. A
+        quarantined process still receives.
+
+        A process that has an owner becomes news in that owner's next claim; a
+        parked one becomes claimable.
+        """
+        ...
+
+    async def read(
+        self, process_ids: Sequence[str], *, history: bool = False
+    ) -> Sequence[Snapshot | None]:
+        """Read processes, each as of one instant; None where there is no such id.
+
+        Args:
+            process_ids: At most 1,000.
+            history: Also checkpoints and events, in the order recorded.
+
+        Raises:
+            StorageCorruptError: `history` was asked for and is damaged.
+        """
+        ...
+
+    async def list(self, query: Query) -> Page:
+        """List processes in order of creation.
+
+        Going on from a cursor neither repeats nor skips a process that exists
+        throughout, whatever is created or purged meanwhile.
+
+        Raises:
+            InvalidArgumentError: The cursor is none of this storage's.
+        """
+        ...
+
+    async def purge(self, process_ids: Sequence[str]) -> Sequence[Refusal | None]:
+        """Remove finished processes with everything of theirs.
+
+        Refused with UNKNOWN_PROCESS or NOT_FINISHED (a quarantined one has not
+        finished). An id created again is the next incarnation.
+        """
+        ...
+
+    # --- with a lease: hosts -----------------------------------------------------------
+
+    async def open_lease(self, host_id: str, label: str) -> Lease:
+        """Begin a host's right to write. Repeating it with the same identity renews it.
+
+        Raises:
+            StorageBusyError: The storage takes one host and another has it.
+        """
+        ...
+
+    async def renew(self, lease: Lease) -> Lease:
+        """Prolong a lease; call it every third of `ttl_s`.
+
+        Raises:
+            LeaseLostError: It has been fenced, for good.
+        """
+        ...
+
+    async def claim(
+        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+    ) -> Claims:
+        """Take claimable processes, and hear what is new for those already held.
+
+        First fences every host that is dead or whose lease has ended; their
+        processes lose their owner and count a death each, unless something
+        was recorded since they were claimed. Then takes up to `count_max`
+        processes, longest claimable first, whose name is among `names`: not
+        finished, quarantined or suspended; without owner; `start_at` come; and
+        if parked, `wake_at` come or an event delivered since. Each gets the
+        next epoch, this lease as owner, and is handed out with its history and
+        mailbox, read after it was locked.
+
+        News (`fresh=False`) does not count against `count_max`.
+
+        Args:
+            claim_id: New for every claim. A repeat with the same id returns
+                what the first one took, as far as it is still held.
+
+        Raises:
+            LeaseLostError: The lease was fenced; nothing was taken.
+        """
+        ...
+
+    async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
+        """Record units of processes that the lease holds, in one go.
+
+        Units of one process apply in the given order. A unit is refused with
+        NOT_OWNER when its process is not held by this lease in this epoch and
+        incarnation, with FINISHED or ILLEGAL_TRANSITION, or with
+        NOT_IN_MAILBOX; that does not touch its neighbours. A unit whose (epoch, seq) was
+        applied before changes nothing and is answered DONE; one whose
+        first-wins checkpoint another unit has recorded is answered with what
+        is held, and nothing of it is written.
+
+        Returns:
+            One outcome per unit, in the same order.
+
+        Raises:
+            LeaseLostError: The lease was fenced; nothing was written.
+            StorageUnavailableError: Nothing was written; repeat.
+            StorageUnknownError: The answer was lost; repeat the same batch.
+        """
+        ...
+
+    async def close_lease(self, lease: Lease) -> None:
+        """End a lease; what it still holds is claimable at once, without a death."""
+        ...
+
+    async def close(self) -> None:
+        """Give back files, threads and connections. Safe to repeat; the data stays."""
+        ...
+
+
+@runtime_checkable
+class Hints(Protocol):
+    """A storage that can say "look now". Hints only shorten a wait; polling alone is correct."""
+
+    def subscribe(self, callback: Callable[[str | None], None]) -> Callable[[], None]:
+        """Call back on the caller's loop when something may have changed.
+
+        Args:
+            callback: Gets the id of a process that may be claimable, has news
+                or has ended; None for "anything".
+
+        Returns:
+            A function that ends the subscription; safe to repeat.
+        """
+        ...
