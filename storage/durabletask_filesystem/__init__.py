@@ -1,0 +1,1 @@
+"""Filesystem storage: one folder, one host, no dependency."""
