@@ -1,0 +1,51 @@
+# Every target sets up .venv by itself; the second time that costs nothing.
+# Needed: Python 3.11 or newer (make PYTHON=python3.12 …) and a package index.
+# Extra arguments for pytest: make test ARGS="-k journal -x"
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin/python
+READY := .venv/.ready
+
+.PHONY: help demo test check bench soak clean
+
+help:
+	@echo 'make demo    1,000 transfers, killed again and again, reconciled to the cent'
+	@echo 'make test    all tests but the soak'
+	@echo 'make check   format, lint, types, tests, then the tests against the built wheel'
+	@echo 'make bench   the benchmarks, one after the other'
+	@echo 'make soak    the long runs'
+	@echo 'make clean   remove what these targets made'
+
+demo: $(READY)
+	@$(BIN) -m samples.demo
+
+test: $(READY)
+	$(BIN) -m pytest -m 'not soak' $(ARGS)
+
+check: $(READY)
+	$(BIN) -m ruff format --check .
+	$(BIN) -m ruff check .
+	$(BIN) -m mypy
+	@if [ -d tests/typing ]; then $(BIN) -m pyright; fi
+	$(BIN) -m pytest -m 'not soak' $(ARGS)
+	.ci/installed $(PYTHON) $(ARGS)
+
+bench: $(READY)
+	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN) "$$file"; done
+
+soak: $(READY)
+	$(BIN) -m pytest -m soak $(ARGS)
+
+clean:
+	rm -rf .venv dist build demo-state .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp comes last, so that an interrupted set-up is done again. --group needs pip 25.1.
+# hatchling is here because tests/test_packaging.py builds without fetching anything.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN) -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN) -m pip install --quiet --group dev 'hatchling>=1.27' --editable .
+	@touch $@
