@@ -63,7 +63,10 @@ class Folder(Protocol):
         ...
 
     def map(self, name: str) -> Buffer:
-        """Return a read-only view of a file that no longer changes (mmap on a real disk)."""
+        """Return a read-only view of the bytes that a file has now (mmap on a real disk).
+
+        Those bytes do not change while the view is in use; the file may grow.
+        """
         ...
 
     def rename(self, name: str, to: str) -> None:

@@ -1,0 +1,116 @@
+"""What can be asked of a store: one small record for each method of the seam.
+
+Data only. A store takes them in batches (`Store.apply`), and the inbox carries
+those of a client from one program to another.
+"""
+
+import msgspec
+
+from durabletask.errors import DurableTaskError
+from durabletask.storage import (
+    Claims,
+    Created,
+    Delivered,
+    Lease,
+    NewEvent,
+    NewProcess,
+    Page,
+    Query,
+    Refusal,
+    Snapshot,
+    Unit,
+    UnitOutcome,
+)
+
+
+class Create(msgspec.Struct, frozen=True, tag="create"):
+    """Create processes; with a lease they belong to it at once."""
+
+    processes: tuple[NewProcess, ...]
+    lease: Lease | None = None
+
+
+class Deliver(msgspec.Struct, frozen=True, tag="deliver"):
+    """Put events into mailboxes."""
+
+    events: tuple[NewEvent, ...]
+    mailbox_max: int
+
+
+class Read(msgspec.Struct, frozen=True, tag="read"):
+    """Read processes."""
+
+    process_ids: tuple[str, ...]
+    history: bool = False
+
+
+class ListPage(msgspec.Struct, frozen=True, tag="list"):
+    """List processes.
+
+    Attributes:
+        scan_max: Look at no more processes than this; the page may then hold
+            fewer than asked and still have a cursor.
+    """
+
+    query: Query
+    scan_max: int = 2_000
+
+
+class Purge(msgspec.Struct, frozen=True, tag="purge"):
+    """Remove finished processes."""
+
+    process_ids: tuple[str, ...]
+
+
+class OpenLease(msgspec.Struct, frozen=True, tag="open_lease"):
+    """Begin, or renew, a host's right to write."""
+
+    host_id: str
+    label: str
+
+
+class Renew(msgspec.Struct, frozen=True, tag="renew"):
+    """Prolong a lease."""
+
+    lease: Lease
+
+
+class Claim(msgspec.Struct, frozen=True, tag="claim"):
+    """Take claimable processes, and hear news."""
+
+    lease: Lease
+    claim_id: str
+    names: tuple[str, ...]
+    count_max: int
+
+
+class Commit(msgspec.Struct, frozen=True, tag="commit"):
+    """Record units."""
+
+    lease: Lease
+    units: tuple[Unit, ...]
+
+
+class CloseLease(msgspec.Struct, frozen=True, tag="close_lease"):
+    """End a lease; what it holds is claimable without a death."""
+
+    lease: Lease
+
+
+Request = (
+    Create | Deliver | Read | ListPage | Purge | OpenLease | Renew | Claim | Commit | CloseLease
+)
+
+Answer = (
+    tuple[Created, ...]
+    | tuple[Delivered, ...]
+    | tuple[Snapshot | None, ...]
+    | tuple[Refusal | None, ...]
+    | tuple[UnitOutcome, ...]
+    | Page
+    | Lease
+    | Claims
+    | None
+    | DurableTaskError
+)
+"""What the seam's method returns; an error concerns its request alone, which wrote nothing."""
