@@ -1,1 +1,39 @@
 """Durable execution as a library: a long business process is one async function."""
+
+from durabletask._client import ProcessClient
+from durabletask._clock import Clock, SystemClock
+from durabletask._handle import ProcessHandle
+from durabletask._host import ProcessHost
+from durabletask._info import HistoryEntry, ProcessInfo, WaitInfo
+from durabletask._limits import Limits
+from durabletask._memory import MemoryStorage
+from durabletask._model import Status
+from durabletask._observe import Observer, ProcessChange, StepChange
+from durabletask._process import DelayResult, DurableCall, EventStream, Process, Var
+from durabletask._retry import RetryPolicy
+from durabletask._steps import Step, current_step
+
+__all__ = [
+    "Clock",
+    "DelayResult",
+    "DurableCall",
+    "EventStream",
+    "HistoryEntry",
+    "Limits",
+    "MemoryStorage",
+    "Observer",
+    "Process",
+    "ProcessChange",
+    "ProcessClient",
+    "ProcessHandle",
+    "ProcessHost",
+    "ProcessInfo",
+    "RetryPolicy",
+    "Status",
+    "Step",
+    "StepChange",
+    "SystemClock",
+    "Var",
+    "WaitInfo",
+    "current_step",
+]

@@ -93,6 +93,7 @@ class Explorer:
             a text where it refuses to open. It abandons the storage without
             closing it. It must do the same on equal disks.
         bounds: How far to go at each cut.
+        aftermath: How far to go in what follows a recovery.
         interrupt_every: Of the images that no earlier moment had, every
             so-manyth is recovered once more with a cut at each call.
         ignored: Prefix of paths that recovery never reads.
@@ -107,6 +108,7 @@ class Explorer:
         *,
         seed: int = 0,
         bounds: Bounds = Bounds(),  # noqa: B008  (frozen)
+        aftermath: Bounds = AFTERMATH,
         interrupt_every: int = 50,
         ignored: str | None = None,
     ) -> None:
@@ -115,6 +117,7 @@ class Explorer:
         self._recover = recover
         self._random = Random(seed)
         self._bounds = bounds
+        self._aftermath = aftermath
         self._interrupt_every = interrupt_every
         self._ignored = ignored
         self._known: dict[int, _Outcome] = {}
@@ -152,7 +155,7 @@ class Explorer:
 
         def before(call: str, _name: str) -> None:
             if call in CHANGING:
-                for fate in fates(survivor, AFTERMATH, self._random):
+                for fate in fates(survivor, self._aftermath, self._random):
                     self.tally.served += 1
                     self._try(fate, f"program killed, then power loss before {call} of recovery")
 
@@ -162,7 +165,7 @@ class Explorer:
         self._judge(outcome, "program killed")
         if isinstance(outcome.found, str):
             return
-        for fate in fates(survivor, replace(AFTERMATH, states_max=256), self._random):
+        for fate in fates(survivor, replace(self._aftermath, states_max=256), self._random):
             self.tally.served += 1
             self.tally.states += 1
             then = self._after(fate, depth=1)
@@ -211,7 +214,7 @@ class Explorer:
         outcome = self._known[key] = self._outcome(self._recover(folder))
         if isinstance(outcome.found, str):
             return outcome
-        for left in fates(folder, AFTERMATH, self._random):
+        for left in fates(folder, self._aftermath, self._random):
             if depth < 2 and self._key(left) != key:
                 then = self._after(left, depth + 1)
                 if then is not outcome:
@@ -226,7 +229,7 @@ class Explorer:
 
         def before(call: str, _name: str) -> None:
             if call in CHANGING:
-                for again in fates(folder, AFTERMATH, self._random):
+                for again in fates(folder, self._aftermath, self._random):
                     self.tally.interrupted += 1
                     self._try(again, f"power loss before {call} of a recovery", depth=1)
 

@@ -7,6 +7,7 @@ survives it; this can.
 """
 
 from durabletask.testing._disk_explorer import (
+    AFTERMATH,
     Explorer,
     Promise,
     Recovered,
@@ -18,6 +19,7 @@ from durabletask.testing._disk_folder import SimulatedFile, SimulatedFolder
 from durabletask.testing._disk_model import CHANGING, Fault, Image
 
 __all__ = [
+    "AFTERMATH",
     "CHANGING",
     "Bounds",
     "Explorer",

@@ -1,0 +1,191 @@
+"""What can be seen of a process from outside. Pure: rows and histories in, plain records out."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import orjson
+
+from durabletask._codec import Shape
+from durabletask._errors import DecodeError
+from durabletask._failure import Failures
+from durabletask._model import Checkpoint, Ending, Event, Form, Kind, ProcessRow, Snapshot, Status
+from durabletask._notes import CancelNote, EventNote, RetryNote, WaitNote
+
+
+@dataclass(frozen=True, slots=True)
+class WaitInfo:
+    """What a process waits for.
+
+    Attributes:
+        kind: "event", "delay" or "retry".
+        key: Of the durable call.
+        name: Of the event, or None.
+        due_at: When the wait is over by itself, if ever.
+    """
+
+    kind: str
+    key: str
+    index: int
+    name: str | None
+    due_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessInfo:
+    """One process.
+
+    Attributes:
+        result: What the function returned, as plain JSON values; None until it is completed.
+        error: What ended or quarantined it, or None.
+        waits: Only from `handle.info()`; a listing leaves it empty.
+        host: What the host that holds it calls itself, or None.
+        reason: Why it does not run although it could, or None.
+    """
+
+    id: str
+    name: str
+    status: Status
+    incarnation: int
+    generation: int
+    epoch: int
+    created_at: datetime
+    started_at: datetime | None
+    updated_at: datetime
+    finished_at: datetime | None
+    wake_at: datetime | None
+    tags: dict[str, str]
+    host: str | None
+    result: Any = None
+    error: Exception | None = None
+    waits: tuple[WaitInfo, ...] = ()
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One line of a process's history.
+
+    Attributes:
+        kind: A kind of durable call; "wait" where a wait began, "retry" for the
+            failed attempts of a step so far, "raised" where an event arrived.
+        form: "value", "error" or "cancelled".
+        value: As plain JSON values; None for an error.
+        error: The recorded error, or None.
+        attempts: Of a "retry": how many have failed.
+        at: When it was recorded.
+        epoch: The ownership in which it was recorded; 0 for an event.
+    """
+
+    kind: str
+    key: str
+    index: int
+    form: str
+    value: Any
+    error: Exception | None
+    at: datetime
+    epoch: int
+    attempts: int = 0
+    errors: tuple[Exception, ...] = field(default=())
+
+
+class Reader:
+    """Turns stored records into what a caller sees."""
+
+    def __init__(self, any_shape: Shape, failures: Failures) -> None:
+        self._shape = any_shape
+        self._failures = failures
+
+    def info(self, row: ProcessRow, known: Iterable[str], snapshot: Snapshot | None) -> ProcessInfo:
+        """Describe a process; `known` are the names of the functions at hand."""
+        ending = row.ending
+        reason = None
+        if ending is None and row.owner is None and row.name not in known:
+            reason = f"no process function named {row.name!r} is registered on this host"
+        return ProcessInfo(
+            id=row.process_id,
+            name=row.name,
+            status=row.status,
+            incarnation=row.incarnation,
+            generation=row.generation,
+            epoch=row.epoch,
+            created_at=row.created_at,
+            started_at=row.started_at,
+            updated_at=row.updated_at,
+            finished_at=row.finished_at,
+            wake_at=row.wake_at,
+            tags=dict(row.tags),
+            host=row.owner_label,
+            result=self._plain(ending.payload) if ending and ending.form is Form.VALUE else None,
+            error=self._error(ending),
+            waits=() if snapshot is None or ending else tuple(open_waits(snapshot.checkpoints)),
+            reason=reason,
+        )
+
+    def history(self, snapshot: Snapshot) -> list[HistoryEntry]:
+        """Describe a history, checkpoints and events in the order they were recorded."""
+        entries = [self._checkpoint(checkpoint) for checkpoint in snapshot.checkpoints]
+        entries += [self._event(event) for event in snapshot.events]
+        entries.sort(key=lambda entry: entry.at)
+        return entries
+
+    def _checkpoint(self, held: Checkpoint) -> HistoryEntry:
+        value: Any = None
+        error: Exception | None = None
+        errors: tuple[Exception, ...] = ()
+        attempts = 0
+        if held.form is Form.ERROR:
+            error = self._failures.decode(held.payload)
+        elif held.form is Form.CANCELLED:
+            value = msgspec.json.decode(held.payload, type=CancelNote).after_s
+        elif held.kind is Kind.RETRY:
+            note = msgspec.json.decode(held.payload, type=RetryNote)
+            attempts = note.attempts
+            errors = tuple(self._failures.decode(bytes(raw)) for raw in note.errors)
+        elif held.kind is Kind.EVENT:
+            value = self._plain(bytes(msgspec.json.decode(held.payload, type=EventNote).payload))
+        else:
+            value = self._plain(held.payload)
+        if held.at is None:
+            raise DecodeError(f"the record under {held.key!r} has no time")
+        return HistoryEntry(
+            held.kind.value, held.key, held.index, held.form.value, value, error, held.at,
+            held.epoch, attempts, errors,
+        )  # fmt: skip
+
+    def _event(self, event: Event) -> HistoryEntry:
+        value = self._plain(event.payload)
+        return HistoryEntry(
+            "raised", event.name, event.position, Form.VALUE.value, value, None, event.at, 0
+        )
+
+    def _error(self, ending: Ending | None) -> Exception | None:
+        if ending is None or ending.form is not Form.ERROR:
+            return None
+        return self._failures.decode(ending.payload)
+
+    def _plain(self, payload: bytes) -> Any:
+        try:
+            return self._shape.decode(payload)
+        except DecodeError:
+            # Written under an annotation that this reader does not have; it is JSON all the same.
+            return orjson.loads(payload)
+
+
+def open_waits(checkpoints: Iterable[Checkpoint]) -> Iterator[WaitInfo]:
+    """Yield the waits that have begun and whose outcome is not recorded."""
+    waits: dict[tuple[str, int], WaitInfo] = {}
+    for held in checkpoints:
+        slot = (held.key, held.index)
+        if held.kind is Kind.WAIT:
+            note = msgspec.json.decode(held.payload, type=WaitNote)
+            kind = "event" if note.name else "delay"
+            waits[slot] = WaitInfo(kind, *slot, note.name or None, note.due_at)
+        elif held.kind is Kind.RETRY:
+            due_at = msgspec.json.decode(held.payload, type=RetryNote).due_at
+            waits[slot] = WaitInfo("retry", *slot, None, due_at)
+        elif held.kind is not Kind.VAR:
+            waits.pop(slot, None)
+    yield from waits.values()

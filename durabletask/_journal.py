@@ -1,0 +1,85 @@
+"""What the next call on a key must do: recall, run, or be refused.
+
+Pure: no await, no clock, no storage. A journal holds what earlier runs
+recorded; each entry is given out once and then forgotten, so a process that
+has caught up costs no more memory than the names of its keys.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from durabletask._errors import KeyConflictError, NonDeterminismError
+from durabletask._model import NO_INDEX, Checkpoint, Kind
+
+_OWN_SPACE = frozenset({Kind.WAIT, Kind.RETRY, Kind.START, Kind.UNDO, Kind.DECISION, Kind.REPORT})
+
+# The key alone where there is no index: nearly always, and a string costs less than a tuple.
+_Slot = str | tuple[str, int]
+
+
+class Journal:
+    """The record of one process, as one run asks for it."""
+
+    __slots__ = ("_engine", "_slots", "unasked")
+
+    def __init__(self, checkpoints: Iterable[Checkpoint] = ()) -> None:
+        # None marks a key that this run has used.
+        self._slots: dict[_Slot, Checkpoint | None] = {}
+        self._engine: dict[tuple[Kind, str, int], Checkpoint] | None = None
+        self.unasked = 0
+        for checkpoint in checkpoints:
+            if checkpoint.kind in _OWN_SPACE:
+                if self._engine is None:
+                    self._engine = {}
+                self._engine[checkpoint.kind, checkpoint.key, checkpoint.index] = checkpoint
+            else:
+                self._slots[_slot(checkpoint.key, checkpoint.index)] = checkpoint
+                self.unasked += 1
+
+    def __len__(self) -> int:
+        """Return how many keys are recorded or in use."""
+        return len(self._slots)
+
+    def ask(self, kind: Kind, key: str, index: int = NO_INDEX) -> Checkpoint | None:
+        """Return what is recorded under a key, or None if the call is to run now.
+
+        Raises:
+            KeyConflictError: This run has asked for the key before.
+            NonDeterminismError: It is recorded as a call of another kind.
+        """
+        slots = self._slots
+        slot: _Slot = key if index == NO_INDEX else (key, index)
+        if slot not in slots:
+            slots[slot] = None
+            return None
+        held = slots[slot]
+        if held is None:
+            raise KeyConflictError(
+                f"key {key!r} was used twice in one run, the second time by {kind.value}",
+                hint='give each call its own key, for example f"ship/{item.id}"',
+            )
+        if held.kind is not kind:
+            raise NonDeterminismError(
+                f"key {key!r} is recorded as {held.kind.value}; the code now asks for {kind.value}",
+                hint="give the new call a new key, or bring the old code back",
+            )
+        slots[slot] = None
+        self.unasked -= 1
+        return held
+
+    def is_new(self, key: str, index: int = NO_INDEX) -> bool:
+        """Return whether a key is neither recorded nor used by this run."""
+        return _slot(key, index) not in self._slots
+
+    def take(self, kind: Kind, key: str, index: int = NO_INDEX) -> Checkpoint | None:
+        """Return and forget what the engine itself recorded about a key, if anything."""
+        if self._engine is None:
+            return None
+        return self._engine.pop((kind, key, index), None)
+
+    def never_asked(self) -> Iterator[Checkpoint]:
+        """Yield the recorded calls that this run has not asked for."""
+        return (held for held in self._slots.values() if held is not None)
+
+
+def _slot(key: str, index: int) -> _Slot:
+    return key if index == NO_INDEX else (key, index)

@@ -1,0 +1,97 @@
+"""The host's right to write: how long it may trust it, and the storage's time.
+
+The fence in the storage is what keeps records safe. Trust only keeps a host
+that is cut off from starting steps that another host may be starting too.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from durabletask._clock import Clock
+from durabletask._errors import (
+    LeaseLostError,
+    StorageFailedError,
+    StorageUnavailableError,
+    StorageUnknownError,
+)
+from durabletask._model import Lease
+from durabletask._storage import ProcessStorage
+
+_log = logging.getLogger("durabletask")
+
+RENEWALS_PER_TTL = 3
+TRUSTED_SHARE = 0.8
+"""Of the time to live: the rest is for a step that is just starting, and for clock rates."""
+
+
+class Trust:
+    """How far a lease can be trusted, by the host's own monotonic clock."""
+
+    __slots__ = ("_clock", "_now_at", "_read_s", "_until_s", "holds")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.holds = asyncio.Event()
+        """Clear from the moment when a step that starts could start elsewhere too."""
+
+    def take(self, lease: Lease, asked_s: float) -> None:
+        """Take in a lease as it was given or renewed.
+
+        Args:
+            lease: As the storage answered.
+            asked_s: The monotonic clock when it was asked: the time to live
+                counts from somewhere between the question and the answer, so
+                from the question to be safe.
+        """
+        self.observe(lease.now_at)
+        ttl_s = lease.ttl_s
+        self._until_s = None if ttl_s is None else asked_s + ttl_s * TRUSTED_SHARE
+        self.holds.set()
+
+    def now(self) -> datetime:
+        """Return a lower bound of the storage's time: nothing that is due by it is early.
+
+        The storage read its clock before its answer arrived, so at least as
+        much time has passed there as here since.
+        """
+        passed_s = self._clock.monotonic_s() - self._read_s
+        return self._now_at + timedelta(seconds=passed_s)
+
+    def observe(self, now_at: datetime) -> None:
+        """Take in the storage's time from an answer; the host's monotonic clock may have slept."""
+        self._now_at, self._read_s = now_at, self._clock.monotonic_s()
+
+    def check(self) -> float:
+        """Withdraw trust if its time is over; return for how long it still holds."""
+        if self._until_s is None:
+            return float("inf")
+        left_s = self._until_s - self._clock.monotonic_s()
+        if left_s <= 0:
+            self.holds.clear()
+        return left_s
+
+
+async def keep_renewed(
+    storage: ProcessStorage,
+    lease: Lease,
+    trust: Trust,
+    clock: Clock,
+    on_broken: Callable[[Exception], None],
+) -> None:
+    """Renew a lease every third of its time, until it is lost or this is cancelled."""
+    if lease.ttl_s is None:
+        return
+    pause_s = lease.ttl_s / RENEWALS_PER_TTL
+    while True:
+        await asyncio.sleep(min(pause_s, max(trust.check(), pause_s / 10)))
+        asked_s = clock.monotonic_s()
+        try:
+            trust.take(await storage.renew(lease), asked_s)
+        except (StorageUnavailableError, StorageUnknownError) as error:
+            trust.check()
+            _log.warning("lease of host %s was not renewed: %s", lease.host_id, error)
+        except (LeaseLostError, StorageFailedError) as error:
+            on_broken(error)
+            return

@@ -1,0 +1,506 @@
+"""The run of one process on this host: its journal, its writes, and what ends it early.
+
+Everything a durable call needs, whatever its kind: may it begin, what is
+recorded, record this, wait for that. It refuses to know what a step or a wait
+is (`_steps`, `_waits`) and who started the run (`_runner`).
+"""
+
+import asyncio
+import logging
+from asyncio import _get_running_loop
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum, auto
+from random import Random
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from durabletask import _notes
+from durabletask._callable import Callables
+from durabletask._codec import Codec, Shape
+from durabletask._errors import (
+    DecodeError,
+    LimitExceededError,
+    NestedCallError,
+    NonDeterminismError,
+    ProcessInterrupted,
+    ProgramError,
+    StorageError,
+    WrongContextError,
+)
+from durabletask._failure import Failures
+from durabletask._journal import Journal
+from durabletask._lease import Trust
+from durabletask._limits import Limits
+from durabletask._mailbox import Mailbox
+from durabletask._model import (
+    NO_INDEX,
+    Checkpoint,
+    Claimed,
+    Ending,
+    Form,
+    Kind,
+    Status,
+    Unit,
+    UnitOutcome,
+)
+from durabletask._observe import Observer
+from durabletask._retry import RetryPolicy
+from durabletask._timers import Timers
+from durabletask._writer import Writer
+
+_log = logging.getLogger("durabletask")
+
+T = TypeVar("T")
+
+RELIVE_GRACE_S = 60.0
+"""How much longer than the earlier run a recorded cancellation may take to come again."""
+
+WAITS_FEW = 8
+"""Up to so many open waits the status is worked out with each record and rides in its unit."""
+
+STEP: ContextVar["InStep | None"] = ContextVar("durabletask_step", default=None)
+"""The step in whose body the current task runs."""
+
+
+class InStep(Protocol):
+    """What `STEP` holds."""
+
+    run: "Run"
+
+
+class Phase(Enum):
+    """How far a run is from its end."""
+
+    OPEN = auto()
+    DRAINING = auto()  # no further call begins; steps in flight are recorded
+    INTERRUPTED = auto()  # nothing is recorded, every call raises
+    ENDED = auto()  # the function has returned or raised
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a host lends to all its runs."""
+
+    host_id: str
+    loop: asyncio.AbstractEventLoop
+    writer: Writer
+    timers: Timers
+    trust: Trust
+    now: Callable[[], datetime]
+    monotonic_s: Callable[[], float]
+    random: Random
+    codec: Codec
+    any_shape: Shape
+    failures: Failures
+    callables: Callables
+    limits: Limits
+    threads: Executor
+    observers: tuple[Observer, ...]
+    on_interrupt: Callable[["Run"], None]
+    on_left: Callable[["Run", "asyncio.Task[Ending | None]"], None]
+
+
+class Run:
+    """One process in memory, in one epoch."""
+
+    __slots__ = (
+        "_overtaken",
+        "_phase",
+        "_recorded",
+        "_seq",
+        "_waits",
+        "_wake_at",
+        "begun_at",
+        "epoch",
+        "gated",
+        "generation",
+        "incarnation",
+        "journal",
+        "mailbox",
+        "name",
+        "process_id",
+        "quarantine_error",
+        "retry",
+        "services",
+        "steps",
+        "task",
+        "unwound",
+    )
+
+    def __init__(self, services: Services, claimed: Claimed, retry: RetryPolicy | None) -> None:
+        row = claimed.row
+        self.services = services
+        self.process_id = row.process_id
+        self.name = row.name
+        self.incarnation = row.incarnation
+        self.generation = row.generation
+        self.epoch = row.epoch
+        self.retry = retry
+        self.journal = Journal(claimed.checkpoints)
+        self.mailbox = Mailbox(claimed.events)
+        self.begun_at = services.now()
+        self.task: asyncio.Task[Ending | None] | None = None
+        self.steps = 0
+        """Steps in flight: their outcome is not recorded yet."""
+        self.quarantine_error: Exception | None = None
+        self.unwound = False
+        """User code has ended; what the task still does must not be cancelled."""
+        self._seq = row.seq
+        self._phase = Phase.OPEN
+        self.gated = False
+        """Whether a call must `pass_gate` before it begins; False but for a few moments."""
+        self._recorded = row.status
+        self._wake_at = row.wake_at
+        # What waiting tasks await, and when each is over by itself.
+        self._waits: dict[asyncio.Future[Any], datetime | None] = {}
+        self._overtaken: dict[asyncio.Task[Any], int] | None = None
+
+    # --- may a call begin, and what is recorded -------------------------------------------
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether nothing may be recorded any more because the run unwinds."""
+        return self._phase is Phase.INTERRUPTED
+
+    async def pass_gate(self, kind: Kind, key: str, index: int = NO_INDEX) -> None:
+        """Refuse or hold back a call that may not begin now.
+
+        Raises:
+            ProcessInterrupted: The run unwinds.
+            WrongContextError: The process function has ended.
+            CancelledError: A cancellation that a result had overtaken is met here.
+        """
+        await self.stay_open(key)
+        await self._meet_overtaken(kind, key, index)
+
+    async def stay_open(self, key: str) -> None:
+        """Return at once while the run goes on; else raise, or wait for the interrupt."""
+        if self._phase is Phase.INTERRUPTED:
+            raise ProcessInterrupted
+        if self._phase is Phase.ENDED:
+            raise WrongContextError(
+                f"key {key!r} was used after process {self.process_id!r} had ended",
+                hint="await every task that the process function creates before it returns",
+            )
+        if self._phase is Phase.DRAINING:
+            # Until the steps beside it are recorded; then the interrupt comes.
+            await self.hold(None, self.services.loop.create_future())
+
+    def ask(self, kind: Kind, key: str, index: int = NO_INDEX) -> Checkpoint | None:
+        """Return what is recorded under a key, or None if the call is to run now.
+
+        Raises:
+            ProcessInterrupted: The code is at fault; the process is quarantined.
+            WrongContextError: Called on another loop or thread.
+        """
+        # The running loop is per thread, so this one comparison tells both.
+        if _get_running_loop() is not self.services.loop:
+            raise WrongContextError(
+                f"key {key!r} of process {self.process_id!r} was used on another loop or thread",
+                hint="make durable calls in the process function or in tasks that it creates",
+            )
+        step = STEP.get()
+        if step is not None and step.run is self:
+            raise self.quarantine(
+                NestedCallError(
+                    f"key {key!r} was used inside the body of a step",
+                    hint="return from the step first; steps do not nest",
+                )
+            )
+        journal = self.journal
+        try:
+            held = journal.ask(kind, key, index)
+        except ProgramError as error:
+            raise self.quarantine(error) from error
+        if held is None and len(journal) >= self.services.limits.steps_warn:
+            self._check_steps(len(journal))
+        return held
+
+    def unseal(self, held: Checkpoint, shape: Shape) -> Any:
+        """Return the recorded value, or raise the recorded error."""
+        try:
+            if held.form is Form.VALUE:
+                return shape.decode(held.payload)
+            error = self.services.failures.decode(held.payload)
+        except DecodeError as problem:
+            raise self.quarantine(
+                DecodeError(f"key {held.key!r}: {problem}", hint=problem.hint)
+            ) from problem
+        raise error
+
+    async def relive_cancel(self, held: Checkpoint) -> None:
+        """Wait to be cancelled as the earlier run was; for long enough, or the code has changed."""
+        after_s = msgspec.json.decode(held.payload, type=_notes.CancelNote).after_s
+        due_at = self.services.now() + timedelta(seconds=after_s + RELIVE_GRACE_S)
+        await self.hold(due_at, self.services.timers.at(due_at))
+        raise self.quarantine(
+            NonDeterminismError(
+                f"key {held.key!r} was cancelled {after_s:.3f} s after it began in an earlier run; "
+                f"now nothing has cancelled it for {RELIVE_GRACE_S:.0f} s longer",
+                hint="bring back the timeout or the failing sibling, or give the call a new key",
+            )
+        )
+
+    # --- recording ---------------------------------------------------------------------------
+
+    async def record(self, checkpoint: Checkpoint, consumes: tuple[int, ...] = ()) -> Checkpoint:
+        """Make a checkpoint durable and return what the storage holds under its key.
+
+        A cancellation by user code does not interrupt this: the record comes
+        first, and the cancellation is met at the task's next durable call.
+        """
+        answer = self.submit((checkpoint,), consumes)
+        try:
+            outcome = await answer
+        except asyncio.CancelledError:
+            outcome = await self._outlast(answer)
+            self._note_overtaken()
+        except StorageError as error:
+            raise ProcessInterrupted(str(error)) from error
+        if outcome.refused is None and not outcome.held:
+            return checkpoint
+        return self._held(outcome, checkpoint)
+
+    async def record_cancelled(self, kind: Kind, key: str, index: int, begun_s: float) -> None:
+        """Record that user code cancelled a call, before the cancellation propagates.
+
+        Raises:
+            ProcessInterrupted: It was not user code but an interrupt.
+        """
+        if self.interrupted:
+            raise ProcessInterrupted
+        after_s = max(self.services.monotonic_s() - begun_s, 0.0)
+        payload = _notes.encode(_notes.CancelNote(after_s))
+        answer = self.submit((Checkpoint(kind, key, index, Form.CANCELLED, payload),))
+        outcome = await self._outlast(answer)
+        if outcome.refused is not None:
+            self._held(outcome, None)
+
+    def submit(
+        self,
+        checkpoints: tuple[Checkpoint, ...] = (),
+        consumes: tuple[int, ...] = (),
+        ending: Ending | None = None,
+    ) -> "asyncio.Future[UnitOutcome]":
+        """Hand one unit to the writer, with the status if it has changed."""
+        self._seq += 1
+        if ending is None and (self._waits or self._recorded is not Status.RUNNING):
+            if len(self._waits) <= WAITS_FEW:
+                return self.services.writer.submit(self._unit_with_status(checkpoints, consumes))
+            # Ten thousand waits side by side: once a batch, not once a record.
+            self.services.writer.mark(self)
+        return self.services.writer.submit(
+            Unit(
+                process_id=self.process_id,
+                incarnation=self.incarnation,
+                epoch=self.epoch,
+                seq=self._seq,
+                checkpoints=checkpoints,
+                consumes=consumes,
+                ending=ending,
+            )
+        )
+
+    def standing(self) -> Unit | None:
+        """Return the unit that records the status, or None if it is recorded already."""
+        if self._phase is not Phase.OPEN or self._stand() == (self._recorded, self._wake_at):
+            return None
+        self._seq += 1
+        return self._unit_with_status((), ())
+
+    # --- waiting -----------------------------------------------------------------------------
+
+    async def hold(
+        self,
+        due_at: datetime | None,
+        future: "asyncio.Future[T]",
+        note: Checkpoint | None = None,
+    ) -> T:
+        """Await what only time, an event or an interrupt can end; an open wait meanwhile.
+
+        Args:
+            due_at: When it is over by itself, if ever.
+            future: Belongs to this wait; cancelled when it is left.
+            note: The record that the wait has begun, unless there is one already.
+        """
+        self._waits[future] = due_at
+        if note is not None:
+            self.submit((note,))
+        elif self._phase is Phase.OPEN:
+            self.services.writer.mark(self)
+        # No `finally` here or in a step: a coroutine that is merely dropped (the program ends)
+        # must not touch a loop that is closed.
+        try:
+            result = await future
+        except asyncio.CancelledError:
+            del self._waits[future]
+            future.cancel()
+            if self.interrupted:
+                raise ProcessInterrupted from None
+            raise
+        del self._waits[future]
+        return result
+
+    def step_begins(self) -> None:
+        """Count a step as in flight."""
+        self.steps += 1
+        if self._recorded is Status.WAITING:
+            self.services.writer.mark(self)
+
+    def step_ended(self) -> None:
+        """Uncount a step whose outcome is recorded; the last one lets a draining run unwind."""
+        self.steps -= 1
+        if self._waits:
+            self.services.writer.mark(self)
+        if self._phase is Phase.DRAINING and self.steps == 0:
+            self.interrupt()
+
+    # --- ending early ------------------------------------------------------------------------
+
+    def quarantine(self, error: Exception) -> ProcessInterrupted:
+        """Set the process aside because of a mistake in code; return what to raise."""
+        if self._phase in (Phase.OPEN, Phase.DRAINING):
+            self.quarantine_error = error
+            self.interrupt()
+        return ProcessInterrupted(str(error))
+
+    def interrupt(self) -> None:
+        """Unwind the run: from now on nothing is recorded, and every durable call raises."""
+        if self._phase in (Phase.INTERRUPTED, Phase.ENDED):
+            return
+        self._phase, self.gated = Phase.INTERRUPTED, True
+        self._end_waits()
+        self.services.on_interrupt(self)
+
+    def drain(self) -> None:
+        """Begin no further call; unwind as soon as no step is in flight."""
+        if self._phase is Phase.OPEN:
+            self._phase, self.gated = Phase.DRAINING, True
+            if self.steps == 0:
+                self.interrupt()
+
+    def end(self) -> bool:
+        """Take note that the function has returned or raised; False if that no longer counts."""
+        if self._phase is Phase.INTERRUPTED:
+            return False
+        self._phase, self.gated = Phase.ENDED, True
+        self._end_waits()
+        return True
+
+    def left(self, task: "asyncio.Task[Ending | None]") -> None:
+        """Tell the host that the run's task is done."""
+        self.services.on_left(self, task)
+
+    async def conclude(self, ending: Ending) -> bool:
+        """Record the last word on the process; False if it is not ours to say any more."""
+        answer = self.submit(ending=ending)
+        while not answer.done():
+            # Tasks that user code left behind may still cancel this one.
+            try:
+                await asyncio.wait([answer])
+            except asyncio.CancelledError:
+                continue
+        if answer.cancelled() or answer.exception() is not None:
+            return False
+        return answer.result().refused is None
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _end_waits(self) -> None:
+        for future in list(self._waits):
+            if not future.done():
+                future.set_exception(ProcessInterrupted())
+                # Its task may be cancelled before it looks; then nobody else would.
+                future.exception()
+
+    def _stand(self) -> tuple[Status, datetime | None]:
+        if self._recorded is Status.COMPENSATING:
+            return self._recorded, None
+        if self.steps or not self._waits:
+            return Status.RUNNING, None
+        dues = [due_at for due_at in self._waits.values() if due_at is not None]
+        return Status.WAITING, min(dues, default=None)
+
+    def _unit_with_status(
+        self, checkpoints: tuple[Checkpoint, ...], consumes: tuple[int, ...]
+    ) -> Unit:
+        self._recorded, self._wake_at = self._stand()
+        return Unit(
+            process_id=self.process_id,
+            incarnation=self.incarnation,
+            epoch=self.epoch,
+            seq=self._seq,
+            checkpoints=checkpoints,
+            consumes=consumes,
+            status=self._recorded,
+            wake_at=self._wake_at,
+        )
+
+    def _held(self, outcome: UnitOutcome, checkpoint: Checkpoint | None) -> Checkpoint:
+        if outcome.refused is None and outcome.held:
+            return outcome.held[0]
+        # Somebody else has the process now, or has ended it: nothing of ours counts any more.
+        self.interrupt()
+        raise ProcessInterrupted(f"process {self.process_id!r}: {outcome.refused}")
+
+    async def _outlast(self, answer: "asyncio.Future[UnitOutcome]") -> UnitOutcome:
+        while True:
+            if self.interrupted:
+                raise ProcessInterrupted
+            if answer.cancelled():
+                answer = self.services.writer.follow(answer)
+            try:
+                return await answer
+            except asyncio.CancelledError:
+                if answer.done() and not answer.cancelled():
+                    return answer.result()
+            except StorageError as error:
+                raise ProcessInterrupted(str(error)) from error
+
+    def _note_overtaken(self) -> None:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            if self._overtaken is None:
+                self._overtaken = {}
+            self._overtaken[task] = task.cancelling()
+            self.gated = True
+
+    async def _meet_overtaken(self, kind: Kind, key: str, index: int) -> None:
+        """Let a cancellation that a result overtook take effect at the task's next new call."""
+        task = asyncio.current_task()
+        if self._overtaken is None or task not in self._overtaken:
+            return
+        # Lower means that whoever cancelled has taken it back (asyncio.timeout on its way out).
+        met = task.cancelling() >= self._overtaken[task]
+        if met and not self.journal.is_new(key, index):
+            return
+        del self._overtaken[task]
+        if not self._overtaken:
+            self._overtaken = None
+            self.gated = self._phase is not Phase.OPEN
+        if met:
+            self.ask(kind, key, index)
+            await self.record_cancelled(kind, key, index, self.services.monotonic_s())
+            raise asyncio.CancelledError
+
+    def _check_steps(self, count: int) -> None:
+        limits = self.services.limits
+        if count > limits.steps_max:
+            raise self.quarantine(
+                LimitExceededError(
+                    f"process {self.process_id!r} has more than {limits.steps_max:,} checkpoints",
+                    hint="restart it with a cursor, or raise Limits(steps_max=)",
+                )
+            )
+        if count == limits.steps_warn:
+            _log.warning(
+                "process %s has %d checkpoints; every resume recalls them all",
+                self.process_id,
+                count,
+                extra={"process_id": self.process_id},
+            )

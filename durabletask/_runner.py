@@ -1,0 +1,105 @@
+"""Runs one process until it ends or is interrupted, and unwinds it when it must."""
+
+import asyncio
+import logging
+
+from durabletask._errors import DecodeError, ProcessQuarantinedError, SerializationError
+from durabletask._model import Ending, Form, Status
+from durabletask._process import Process
+from durabletask._registry import Definition
+from durabletask._run import Run
+
+_log = logging.getLogger("durabletask")
+
+UNWIND_PAUSE_S = 0.05
+UNWIND_LOUD_S = 5.0
+"""After so long, code that swallows its cancellation is named in the log."""
+
+KEYS_NAMED_MAX = 10
+
+
+async def execute(run: Run, definition: Definition, input: bytes) -> Ending | None:
+    """Run the process function and record how it ended.
+
+    Returns:
+        How the process has ended; None if the run was interrupted, in which
+        case whatever the function returned or raised is thrown away.
+    """
+    ending = None
+    if run.quarantine_error is None:
+        ending = await _call(run, definition, input)
+    run.unwound = True
+    if run.quarantine_error is not None:
+        error = run.quarantine_error
+        _log.error(
+            "process %s is quarantined: %s",
+            ascii(run.process_id),
+            type(error).__name__,
+            extra={"process_id": run.process_id, "process_name": run.name},
+        )
+        ending = Ending(Status.QUARANTINED, Form.ERROR, run.services.failures.encode(error))
+    if ending is None or not await run.conclude(ending):
+        return None
+    return ending
+
+
+async def _call(run: Run, definition: Definition, input: bytes) -> Ending | None:
+    try:
+        args, kwargs = definition.signature.decode(input)
+    except DecodeError as error:
+        run.quarantine(error)
+        return None
+    try:
+        value = await definition.fn(Process(run), *args, **kwargs)
+    except (Exception, asyncio.CancelledError) as error:
+        if not run.end():
+            return None
+        _warn_never_asked(run)
+        return Ending(Status.FAILED, Form.ERROR, run.services.failures.encode(error))
+    if run.interrupted:
+        return None
+    try:
+        payload = definition.signature.returns.encode(value)
+    except SerializationError as error:
+        # The work is done; failing it would compensate for a mistake in a type.
+        run.quarantine(error)
+        return None
+    run.end()
+    _warn_never_asked(run)
+    return Ending(Status.COMPLETED, Form.VALUE, payload)
+
+
+def _warn_never_asked(run: Run) -> None:
+    if run.journal.unasked:
+        keys = [f"{held.kind.value} {held.key!r}" for held in run.journal.never_asked()]
+        _log.warning(
+            "process %s ended without asking for what it had recorded: %s%s. "
+            "A renamed key runs its step again.",
+            ascii(run.process_id),
+            ", ".join(keys[:KEYS_NAMED_MAX]),
+            f" and {len(keys) - KEYS_NAMED_MAX} more" if len(keys) > KEYS_NAMED_MAX else "",
+            extra={"process_id": run.process_id, "process_name": run.name},
+        )
+
+
+async def unwind(run: Run) -> None:
+    """Cancel an interrupted run's task, again and again, until user code has let go."""
+    task = run.task
+    waited_s = 0.0
+    while task is not None and not task.done() and not run.unwound:
+        task.cancel()
+        await asyncio.wait([task], timeout=UNWIND_PAUSE_S)
+        waited_s += UNWIND_PAUSE_S
+        if waited_s - UNWIND_PAUSE_S < UNWIND_LOUD_S <= waited_s:
+            _log.error(
+                "process %s (%s) swallows its cancellation and does not end; nothing that it "
+                "does is recorded. Let asyncio.CancelledError pass.",
+                ascii(run.process_id),
+                run.name,
+                extra={"process_id": run.process_id, "process_name": run.name},
+            )
+
+
+def damaged(process_id: str, damage: str) -> ProcessQuarantinedError:
+    """Return the error under which a process with damaged records is set aside."""
+    return ProcessQuarantinedError(process_id, f"the stored history is damaged: {damage}")

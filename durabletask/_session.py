@@ -1,0 +1,365 @@
+"""One lease's worth of running: claims processes, runs them, gives them back.
+
+A host has one session at a time. When its lease is lost the session is over,
+with everything it had in memory, and the host begins another one.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+from weakref import WeakSet
+
+from durabletask._callable import Callables
+from durabletask._clock import Clock
+from durabletask._codec import Codec
+from durabletask._errors import (
+    HostStateError,
+    LeaseLostError,
+    StorageError,
+    StorageFailedError,
+    StorageUnavailableError,
+    StorageUnknownError,
+)
+from durabletask._failure import Failures
+from durabletask._lease import Trust, keep_renewed
+from durabletask._limits import Limits
+from durabletask._model import (
+    Claimed,
+    Created,
+    Ending,
+    Event,
+    Lease,
+    NewProcess,
+    Status,
+)
+from durabletask._observe import Observer, ProcessChange, tell
+from durabletask._registry import Registry
+from durabletask._retry import RetryPolicy
+from durabletask._run import Run, Services
+from durabletask._runner import damaged, execute, unwind
+from durabletask._storage import Hints, ProcessStorage
+from durabletask._timers import Timers
+from durabletask._writer import BACKOFF_MAX_S, BACKOFF_MIN_S, GroupCommit, Writer, repeat_unknown
+
+_log = logging.getLogger("durabletask")
+
+CLAIM_MAX = 1_000
+"""Processes taken by one claim: enough to make the round trip cheap, few enough to share."""
+
+POLL_MIN_S = 0.02
+CREATE_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a host was made with and a session needs."""
+
+    storage: ProcessStorage
+    registry: Registry
+    codec: Codec
+    failures: Failures
+    callables: Callables
+    limits: Limits
+    clock: Clock
+    random: Random
+    retry: RetryPolicy | None
+    observers: tuple[Observer, ...]
+    label: str
+    poll_s: float
+    on_left: Callable[[str, Ending | None], None]
+
+
+class Session:
+    """Runs processes under one lease."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._loop = asyncio.get_running_loop()
+        self.runs: dict[str, Run] = {}
+        self.broken: asyncio.Future[Exception] = self._loop.create_future()
+        """Set with the error that ended the lease or the storage."""
+        self._look = asyncio.Event()
+        # News of a process whose creation is acknowledged but not yet heard of here.
+        self._early: dict[str, list[Event]] = {}
+        self._unwinding: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._trust = Trust(config.clock)
+        self._threads = ThreadPoolExecutor(config.limits.threads_max, "durabletask step")
+
+    async def open(self) -> None:
+        """Take a lease and begin to claim.
+
+        Raises:
+            StorageError: There is none to be had.
+        """
+        config = self._config
+        host_id = f"{config.random.getrandbits(128):032x}"
+        asked_s = config.clock.monotonic_s()
+        self.lease = await config.storage.open_lease(host_id, config.label)
+        self._trust.take(self.lease, asked_s)
+        self._writer = Writer(
+            config.storage,
+            self.lease,
+            units_max=config.limits.batch_units_max,
+            bytes_max=config.limits.batch_bytes_max,
+            on_broken=self._break,
+        )
+        self._creations: GroupCommit[NewProcess, Created] = GroupCommit(self._create, CREATE_MAX)
+        self.create = self._creations.submit
+        self._timers = Timers(self._loop, self._trust.now, config.clock.recheck_s)
+        self._services = self._make_services()
+        self._unsubscribe = (
+            config.storage.subscribe(self._hint)
+            if isinstance(config.storage, Hints)
+            else lambda: None
+        )
+        _sessions.add(self)
+        renewal = keep_renewed(config.storage, self.lease, self._trust, config.clock, self._break)
+        self._tasks = [
+            self._loop.create_task(self._claim_for_ever(), name="durabletask claims"),
+            self._loop.create_task(renewal, name="durabletask lease"),
+        ]
+
+    def deliver(self, process_id: str, event: Event) -> None:
+        """Hand a stored event to the run it is for, if that keeps the order of arrival."""
+        run = self.runs.get(process_id)
+        if run is not None and event.position == run.mailbox.position + 1:
+            run.mailbox.add((event,))
+        else:
+            self._look.set()
+
+    async def drain(self, drain_s: float) -> None:
+        """Begin nothing more; let steps in flight finish and be recorded, then interrupt."""
+        await self._end_tasks(self._tasks)
+        for run in list(self.runs.values()):
+            run.drain()
+        tasks = [run.task for run in self.runs.values() if run.task is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=drain_s)
+            if late:
+                names = [ascii(run.process_id) for run in self.runs.values()]
+                _log.warning(
+                    "drain: %d processes had steps in flight after %.1f s, which run again: %s",
+                    len(late),
+                    drain_s,
+                    ", ".join(sorted(names)[:10]),
+                )
+            await self._interrupt_all()
+        await self._creations.wait_idle()
+        await self._writer.wait_idle()
+
+    async def close(self) -> None:
+        """End the session at once; what it still holds is for others to claim."""
+        _sessions.discard(self)
+        self._unsubscribe()
+        error = HostStateError("the host has stopped")
+        self._timers.close()
+        await self._end_tasks(self._tasks)
+        await self._interrupt_all()
+        await self._creations.close(error)
+        await self._writer.close(error)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if not self.broken.done():
+            with suppress(StorageUnavailableError, StorageUnknownError, LeaseLostError):
+                await self._config.storage.close_lease(self.lease)
+
+    def forget_after_fork(self) -> None:
+        """Refuse everything in a forked child: the lease and the sockets are the parent's."""
+        for run in self.runs.values():
+            run.interrupt()
+
+    # --- taking processes -------------------------------------------------------------------
+
+    def _hint(self, process_id: str | None) -> None:
+        self._look.set()
+
+    async def _claim_for_ever(self) -> None:
+        config = self._config
+        wait_s = BACKOFF_MIN_S
+        idle_s = POLL_MIN_S
+        while True:
+            # Cleared before looking: a hint that arrives meanwhile makes it look again.
+            self._look.clear()
+            claim_id = f"{config.random.getrandbits(128):032x}"
+            try:
+                more, next_s, found = await self._claim(claim_id)
+            except (StorageUnavailableError, StorageUnknownError) as error:
+                _log.warning("storage: %s; claiming again in %.2f s", error, wait_s)
+                await asyncio.sleep(wait_s * (0.5 + config.random.random() / 2))
+                wait_s = min(wait_s * 2, BACKOFF_MAX_S)
+                continue
+            except StorageError as error:
+                self._break(error)
+                return
+            wait_s = BACKOFF_MIN_S
+            if more:
+                await asyncio.sleep(0)
+                continue
+            idle_s = POLL_MIN_S if found else min(idle_s * 2, self._idle_max_s())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(idle_s, next_s)):
+                    await self._look.wait()
+
+    def _idle_max_s(self) -> float:
+        """Return how long a session without hints may sleep between two looks.
+
+        A lease without end means that nobody else writes to the storage but
+        through this object, which hints: then only the machine's own sleep
+        makes it necessary to look by itself.
+        """
+        alone = self.lease.ttl_s is None and isinstance(self._config.storage, Hints)
+        return self._config.clock.recheck_s if alone else self._config.poll_s
+
+    async def _claim(self, claim_id: str) -> tuple[bool, float, bool]:
+        config = self._config
+        room = min(config.limits.resident_max - len(self.runs), CLAIM_MAX)
+
+        async def call() -> Any:
+            return await config.storage.claim(
+                self.lease, claim_id, tuple(config.registry), count_max=max(room, 0)
+            )
+
+        claims = await repeat_unknown(call)
+        self._trust.observe(claims.now_at)
+        for claimed in claims.claimed:
+            if claimed.fresh:
+                self._start(claimed)
+            else:
+                self._news(claimed)
+        next_s = float("inf")
+        if claims.next_at is not None:
+            next_s = max((claims.next_at - claims.now_at).total_seconds(), POLL_MIN_S)
+        return claims.more and room > len(claims.claimed), next_s, bool(claims.claimed)
+
+    async def _create(self, processes: list[NewProcess]) -> Sequence[Created]:
+        lease = self.lease if len(self.runs) < self._config.limits.resident_max else None
+
+        async def call() -> Sequence[Created]:
+            return await self._config.storage.create(processes, lease)
+
+        created = await repeat_unknown(call)
+        for answer in created:
+            row = answer.row
+            if answer.fresh and row.owner == self.lease.host_id and row.ending is None:
+                self._start(Claimed(row))
+        return created
+
+    def _news(self, claimed: Claimed) -> None:
+        run = self.runs.get(claimed.row.process_id)
+        if run is not None:
+            run.mailbox.add(claimed.events)
+        else:
+            self._early.setdefault(claimed.row.process_id, []).extend(claimed.events)
+
+    # --- running ----------------------------------------------------------------------------
+
+    def _start(self, claimed: Claimed) -> None:
+        row = claimed.row
+        definition = self._config.registry.named(row.name)
+        if row.process_id in self.runs or definition is None:
+            return
+        run = Run(self._services, claimed, definition.retry or self._config.retry)
+        self.runs[row.process_id] = run
+        if self._early:
+            run.mailbox.add(self._early.pop(row.process_id, ()))
+        if claimed.damage is not None:
+            run.quarantine_error = damaged(row.process_id, claimed.damage)
+        body = execute(run, definition, row.input)
+        run.task = self._loop.create_task(body, name=row.process_id)
+        run.task.add_done_callback(run.left)
+        if self._config.observers:
+            resumed = bool(claimed.checkpoints)
+            change = ProcessChange(row.process_id, row.name, Status.RUNNING, resumed)
+            tell((observer.on_process for observer in self._config.observers), change)
+
+    def _left(self, run: Run, task: "asyncio.Task[Ending | None]") -> None:
+        self.runs.pop(run.process_id, None)
+        ending = None
+        if not task.cancelled():
+            error = task.exception()
+            if error is None:
+                ending = task.result()
+            else:
+                _log.error("process %s: the engine failed", ascii(run.process_id), exc_info=error)
+        self._config.on_left(run.process_id, ending)
+        if self._config.observers:
+            change = ProcessChange(
+                run.process_id, run.name, ending.status if ending else None, True
+            )
+            tell((observer.on_process for observer in self._config.observers), change)
+
+    def _make_services(self) -> Services:
+        config = self._config
+        return Services(
+            host_id=self.lease.host_id,
+            loop=self._loop,
+            writer=self._writer,
+            timers=self._timers,
+            trust=self._trust,
+            now=self._trust.now,
+            monotonic_s=config.clock.monotonic_s,
+            random=config.random,
+            codec=config.codec,
+            any_shape=config.codec.shape(),
+            failures=config.failures,
+            callables=config.callables,
+            limits=config.limits,
+            threads=self._threads,
+            observers=config.observers,
+            on_interrupt=self._unwind,
+            on_left=self._left,
+        )
+
+    # --- ending -----------------------------------------------------------------------------
+
+    def _break(self, error: Exception) -> None:
+        """Take note that nothing can be recorded any more."""
+        if not self.broken.done():
+            self.broken.set_result(error)
+            for run in list(self.runs.values()):
+                run.interrupt()
+
+    def _unwind(self, run: Run) -> None:
+        task = self._loop.create_task(unwind(run), name=f"unwind {run.process_id}")
+        self._unwinding.add(task)
+        task.add_done_callback(self._unwinding.discard)
+
+    async def _interrupt_all(self) -> None:
+        for run in list(self.runs.values()):
+            run.interrupt()
+        tasks = [run.task for run in self.runs.values() if run.task is not None]
+        if tasks:
+            _, stuck = await asyncio.wait(tasks, timeout=STUCK_S)
+            if stuck:
+                _log.error(
+                    "stop: %d processes do not end; they are left behind: %s",
+                    len(stuck),
+                    ", ".join(sorted(ascii(task.get_name()) for task in stuck)[:10]),
+                )
+        await self._end_tasks(list(self._unwinding))
+
+    async def _end_tasks(self, tasks: "list[asyncio.Task[Any]]") -> None:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+STUCK_S = 10.0
+"""How long after its interrupt a process may take to end before the host stops without it."""
+
+_sessions: "WeakSet[Session]" = WeakSet()
+
+
+def _after_fork() -> None:
+    for session in _sessions:
+        session.forget_after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,279 @@
+"""A step: attempts, timeouts and retries until there is an outcome to record."""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from contextvars import copy_context
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from durabletask._callable import CallSpec
+from durabletask._codec import Shape
+from durabletask._errors import (
+    ProcessInterrupted,
+    StepError,
+    StepTimeoutError,
+    WrongContextError,
+)
+from durabletask._model import NO_INDEX, Checkpoint, Form, Kind
+from durabletask._notes import RETRY_ERRORS_MAX, RetryNote, encode
+from durabletask._observe import Phase, StepChange, tell
+from durabletask._retry import RetryPolicy
+from durabletask._run import STEP, Run
+
+
+class Step:
+    """The step in whose body the caller is; what `current_step()` returns.
+
+    Attributes:
+        key: The key of the durable call.
+        index: Its place in a series, or -1.
+        attempt: Which attempt this is, from 1, counted across restarts.
+        previous_error: How the attempt before failed, or None.
+    """
+
+    __slots__ = ("attempt", "index", "key", "previous_error", "run")
+
+    def __init__(
+        self, run: Run, key: str, index: int, attempt: int, previous_error: Exception | None
+    ) -> None:
+        self.run = run
+        self.key = key
+        self.index = index
+        self.attempt = attempt
+        self.previous_error = previous_error
+
+    @property
+    def process_id(self) -> str:
+        """The process that the step belongs to."""
+        return self.run.process_id
+
+    @property
+    def idempotency_key(self) -> str:
+        """A name for this step's effect: the same at every attempt and after every crash."""
+        return idempotency_key(self.run, self.key, self.index)
+
+
+def idempotency_key(run: Run, key: str, index: int = NO_INDEX) -> str:
+    """Name the effect of a durable call; another one after a restart or a new creation."""
+    series = "" if index == NO_INDEX else f"[{index}]"
+    return f"{run.process_id}/{run.incarnation}.{run.generation}/{key}{series}"
+
+
+def current_step() -> Step:
+    """Return the step in whose body the caller is, in a synchronous step too.
+
+    Raises:
+        WrongContextError: The caller is not inside a step.
+    """
+    step = STEP.get()
+    if not isinstance(step, Step):
+        raise WrongContextError(
+            "current_step() was called outside a step",
+            hint="call it in the function given to proc.do, not in the process function",
+        )
+    return step
+
+
+class StepRun:
+    """One step from its first attempt in this run to its recorded outcome."""
+
+    __slots__ = ("_body", "_index", "_key", "_kind", "_retry", "_run", "_shape")
+
+    def __init__(
+        self,
+        run: Run,
+        kind: Kind,
+        key: str,
+        index: int,
+        body: Callable[[], Any],
+        shape: Shape,
+        retry: RetryPolicy | None,
+    ) -> None:
+        """Prepare a step.
+
+        Args:
+            body: Makes one attempt; called without arguments, returns an awaitable.
+            shape: Of its result.
+        """
+        self._run = run
+        self._kind = kind
+        self._key = key
+        self._index = index
+        self._body = body
+        self._shape = shape
+        self._retry = retry
+
+    async def outcome(self) -> Any:
+        """Make attempts until there is an outcome, record it, and return or raise it."""
+        run, shape = self._run, self._shape
+        note = self._recorded_note()
+        first_at = note.first_at if note else run.services.now()
+        attempt = note.attempts + 1 if note else 1
+        begun_s = run.services.monotonic_s()
+        run.step_begins()
+        while True:
+            if note is not None:
+                await self._pause(note.due_at, begun_s)
+            requests = cancel_requests()
+            try:
+                payload, value = shape.record(await self._attempt(attempt, note))
+            except (Exception, asyncio.CancelledError) as error:
+                failure = as_failure(run, error, requests)
+                self._tell(attempt, Phase.CANCELLED if failure is None else Phase.FAILED, failure)
+                if failure is not None:
+                    note = self._next_note(attempt, failure, first_at, note)
+                if failure is None or note is None:
+                    return await settle(run, self._kind, self._key, self._index, failure, begun_s)
+                await run.record(self._checkpoint(Kind.RETRY, encode(note), replaces=True))
+                attempt += 1
+            else:
+                checkpoint = self._checkpoint(self._kind, payload)
+                held = await run.record(checkpoint)
+                run.step_ended()
+                self._tell(attempt, Phase.SUCCEEDED)
+                return value if held is checkpoint else run.unseal(held, shape)
+
+    async def _attempt(self, attempt: int, note: RetryNote | None) -> Any:
+        run = self._run
+        trust = run.services.trust
+        if not trust.holds.is_set():
+            await run.hold(None, asyncio.ensure_future(trust.holds.wait()))
+        previous = run.services.failures.decode(bytes(note.errors[-1])) if note else None
+        STEP.set(Step(run, self._key, self._index, attempt, previous))
+        self._tell(attempt, Phase.STARTED)
+        try:
+            value = await self._body()
+        except (Exception, asyncio.CancelledError):
+            STEP.set(None)
+            raise
+        STEP.set(None)
+        return value
+
+    async def _pause(self, due_at: datetime, begun_s: float) -> None:
+        run = self._run
+        if due_at <= run.services.now():
+            return
+        # Not in flight while it waits: nothing runs, and a drain need not wait for it.
+        run.step_ended()
+        try:
+            await run.hold(due_at, run.services.timers.at(due_at))
+        except ProcessInterrupted:
+            raise
+        except asyncio.CancelledError:
+            await run.record_cancelled(self._kind, self._key, self._index, begun_s)
+            raise
+        finally:
+            run.steps += 1
+        await run.stay_open(self._key)
+
+    def _next_note(
+        self, attempt: int, error: Exception, first_at: datetime, note: RetryNote | None
+    ) -> RetryNote | None:
+        """Return the record of a failed attempt, or None if there is to be no further one."""
+        services = self._run.services
+        if self._retry is None:
+            return None
+        now = services.now()
+        elapsed_s = (now - first_at).total_seconds()
+        wait_s = self._retry.wait_s(attempt, error, elapsed_s, services.random.random())
+        if wait_s is None:
+            return None
+        earlier = note.errors if note else ()
+        return RetryNote(
+            attempts=attempt,
+            first_at=first_at,
+            due_at=now + timedelta(seconds=wait_s),
+            errors=(*earlier, msgspec.Raw(services.failures.encode(error)))[-RETRY_ERRORS_MAX:],
+        )
+
+    def _recorded_note(self) -> RetryNote | None:
+        held = self._run.journal.take(Kind.RETRY, self._key, self._index)
+        return None if held is None else msgspec.json.decode(held.payload, type=RetryNote)
+
+    def _checkpoint(self, kind: Kind, payload: bytes, *, replaces: bool = False) -> Checkpoint:
+        return Checkpoint(kind, self._key, self._index, Form.VALUE, payload, replaces)
+
+    def _tell(self, attempt: int, phase: Phase, error: BaseException | None = None) -> None:
+        run = self._run
+        if run.services.observers:
+            name = None if error is None else type(error).__name__
+            change = StepChange(
+                run.process_id, self._kind, self._key, self._index, attempt, phase, name
+            )
+            tell((observer.on_step for observer in run.services.observers), change)
+
+
+async def call_function(run: Run, spec: CallSpec, fn: Callable[..., Any], args: Any) -> Any:
+    """Call a step's function: on the loop if it is async, else on a thread of the pool."""
+    if spec.is_async:
+        return await fn(*args)
+    context = copy_context()
+    result = await run.services.loop.run_in_executor(
+        run.services.threads, context.run, _call_in_thread, fn, args
+    )
+    # A lambda around an async function is sync by the look of it.
+    return await result if inspect.isawaitable(result) else result
+
+
+def cancel_requests() -> int:
+    """Return how often somebody has asked the current task to cancel, for `is_cancellation`."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def as_failure(run: Run, error: BaseException, requests_before: int) -> Exception | None:
+    """Return what left a step as the failure to record; None if user code cancelled the task.
+
+    A CancelledError that nobody asked for is an ordinary failure of whatever raised it.
+
+    Raises:
+        ProcessInterrupted: The engine itself cancelled the task.
+    """
+    if isinstance(error, Exception):
+        return error
+    if run.interrupted:
+        raise ProcessInterrupted
+    if cancel_requests() > requests_before:
+        return None
+    return StepError("CancelledError", str(error))
+
+
+async def settle(
+    run: Run, kind: Kind, key: str, index: int, failure: Exception | None, begun_s: float
+) -> Any:
+    """Record a step's failure, or that it was cancelled, and raise it as every later run will."""
+    if failure is None:
+        await run.record_cancelled(kind, key, index, begun_s)
+        run.step_ended()
+        raise asyncio.CancelledError
+    payload = run.services.failures.encode(failure)
+    held = await run.record(Checkpoint(kind, key, index, Form.ERROR, payload))
+    run.step_ended()
+    return run.unseal(held, run.services.any_shape)
+
+
+def timed(body: Callable[[], Any], timeout_s: float) -> Callable[[], Any]:
+    """Return a body whose attempt is cancelled and fails after `timeout_s`."""
+
+    async def within() -> Any:
+        limit = asyncio.timeout(timeout_s)
+        try:
+            async with limit:
+                return await body()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise StepTimeoutError("StepTimeoutError", f"no result after {timeout_s} s") from error
+
+    return within
+
+
+def _call_in_thread(fn: Callable[..., Any], args: Any) -> Any:
+    try:
+        return fn(*args)
+    except StopIteration as error:
+        # A future cannot carry it; the step would hang for ever.
+        raise RuntimeError("step raised StopIteration") from error
