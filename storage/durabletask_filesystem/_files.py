@@ -11,6 +11,10 @@ from typing import Protocol
 Buffer = bytes | bytearray | memoryview
 
 
+class SyncError(OSError):
+    """A sync failed, and that is final: the kernel may have marked the lost pages clean."""
+
+
 class File(Protocol):
     """An open file that only grows, or is cut."""
 

@@ -6,17 +6,72 @@ thread at a time. `FileSystemStorage` runs it on a worker thread.
 
 import os
 from collections.abc import Callable, Sequence
+from datetime import datetime
+
+import orjson
 
 from durabletask._clock import Clock
-
-from durabletask_filesystem._files import Folder
-from durabletask_filesystem._requests import Answer, Request
+from durabletask.errors import (
+    DurableTaskError,
+    InvalidIdError,
+    StorageBusyError,
+    StorageCorruptError,
+    StorageFailedError,
+    StorageUnavailableError,
+)
+from durabletask_filesystem import _manifest
+from durabletask_filesystem._commit import Committer
+from durabletask_filesystem._desk import Desk
+from durabletask_filesystem._files import Folder, SyncError
+from durabletask_filesystem._history import Library
+from durabletask_filesystem._leases import Leases
+from durabletask_filesystem._log import DamageError
+from durabletask_filesystem._manifest import segment_name
+from durabletask_filesystem._reading import Reader
+from durabletask_filesystem._recovery import recover
+from durabletask_filesystem._requests import (
+    Answer,
+    Claim,
+    CloseLease,
+    Commit,
+    Create,
+    Deliver,
+    ListPage,
+    OpenLease,
+    Purge,
+    Read,
+    Renew,
+    Request,
+)
+from durabletask_filesystem._sealing import seal
 
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
+LOCK_NAME = "LOCK"
+
+_REPAIR = "python -m durabletask_filesystem repair DIR"
 
 
 class Store:
     """An open folder, held under its lock."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        clock: Clock,
+        *,
+        label: str = "",
+        segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """Only `open` makes one."""
+        self.folder = folder
+        self._clock = clock
+        self._label = label
+        self._segment_bytes_max = segment_bytes_max
+        self._entropy = entropy
+        self._failed: str | None = None
+        self._closed = False
+        self._mark: tuple[bytes, int] | None = None
 
     @classmethod
     def open(
@@ -38,7 +93,31 @@ class Store:
             StorageCorruptError: Acknowledged data is damaged; the message names file and offset.
             StorageUnavailableError: The folder cannot be opened or written.
         """
-        raise NotImplementedError
+        store = cls(
+            folder, clock, label=label, segment_bytes_max=segment_bytes_max, entropy=entropy
+        )
+        take_lock(folder, label)
+        try:
+            store._load()
+        except BaseException:
+            folder.unlock()
+            raise
+        return store
+
+    def _load(self) -> None:
+        try:
+            log, table = recover(self.folder, self._entropy)
+        except OSError as error:
+            raise StorageUnavailableError(f"the folder cannot be opened: {error}") from error
+        self._log = log
+        self._table = table
+        self._library = Library(log, table)
+        self._committer = Committer(log, table, self._library)
+        self._desk = Desk(log, table, self._library)
+        self._leases = Leases(log, table, self._library)
+        self._reader = Reader(log, table, self._library)
+
+    # --- requests ------------------------------------------------------------------------
 
     def apply(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer a batch of requests in order, with one write and one sync for all of them.
@@ -51,16 +130,185 @@ class Store:
             StorageUnavailableError: Nothing of the whole batch was written; a repeat may work.
             StorageFailedError: The store is poisoned for good.
         """
-        raise NotImplementedError
+        self._check_usable()
+        answers: list[Answer] = []
+        try:
+            now = self._clock.now()
+            for request in requests:
+                try:
+                    answers.append(self._answer(request, now))
+                except DurableTaskError as error:
+                    answers.append(error)
+                except UnicodeEncodeError as error:
+                    answers.append(InvalidIdError(f"a lone surrogate in {error.object[:40]!a}"))
+                except DamageError as error:
+                    answers.append(StorageCorruptError(str(error), hint=_REPAIR))
+            self._log.flush()
+        except SyncError as error:
+            raise self._poison(f"a sync failed: {error}") from error
+        except OSError as error:
+            raise self._take_back(error) from error
+        if self._log.end >= self._segment_bytes_max:
+            self.rotate()
+        return answers
+
+    def _answer(self, request: Request, now: datetime) -> Answer:
+        match request:
+            case Commit(lease, units):
+                return self._committer.commit(self._leases.check(lease), units, now)
+            case Create(processes, lease):
+                host = None if lease is None else self._leases.check(lease)
+                return self._desk.create(processes, host, now)
+            case Deliver(events, mailbox_max):
+                return self._desk.deliver(events, mailbox_max, now)
+            case Claim(lease, claim_id, names, count_max):
+                host = self._leases.check(lease)
+                return self._leases.claim(host, claim_id, names, count_max, now)
+            case Read(process_ids, history):
+                return self._reader.read(process_ids, history=history)
+            case ListPage(query, scan_max):
+                return self._reader.list(query, scan_max)
+            case Purge(process_ids):
+                return self._desk.purge(process_ids, now)
+            case OpenLease(host_id, label):
+                return self._leases.open(host_id, label, now)
+            case Renew(lease):
+                return self._leases.open(self._leases.check(lease), lease.label, now)
+            case CloseLease(lease):
+                self._leases.close(lease, now)
+                return None
+
+    # --- failures ------------------------------------------------------------------------
+
+    def _check_usable(self) -> None:
+        if self._failed is not None:
+            raise StorageFailedError(self._failed, hint="open the folder anew")
+        if self._closed:
+            raise StorageFailedError("the storage is closed")
+        try:
+            self.folder.check_in_place()
+        except OSError as error:
+            raise self._poison(f"the folder is not where it was: {error}") from error
+
+    def _poison(self, why: str) -> StorageFailedError:
+        self._failed = why
+        return StorageFailedError(why, hint="open the folder anew")
+
+    def _take_back(self, error: OSError) -> StorageUnavailableError | StorageFailedError:
+        """Undo a batch whose write failed, on disk and in memory."""
+        mine = self._leases.mine
+        try:
+            self._log.cut_back()
+            self._log.close_file()
+            self._load()
+        except (OSError, DurableTaskError) as second:
+            return self._poison(f"a write failed ({error}), and could not be undone: {second}")
+        self._leases.resume(mine)
+        return StorageUnavailableError(f"the write failed and was undone: {error}")
+
+    # --- keeping house -------------------------------------------------------------------
+
+    def rotate(self) -> None:
+        """Seal the current segment and begin a new one, whatever its size.
+
+        Raises:
+            StorageFailedError: The store is poisoned for good.
+        """
+        try:
+            sealed = self._log.rotate()
+        except SyncError as error:
+            raise self._poison(str(error)) from error
+        except OSError:
+            return  # the old one goes on; a full disk will say so at the next write
+        seal(self._log, self._table, sealed)
 
     def compact(self) -> int:
         """Merge sealed segments without what nobody can ask for; return the bytes gained."""
         raise NotImplementedError
 
-    def rotate(self) -> None:
-        """Seal the current segment and begin a new one, whatever its size."""
-        raise NotImplementedError
+    # --- holding the folder ------------------------------------------------------------------
+
+    @property
+    def leased(self) -> bool:
+        """Whether a host of this program has a lease."""
+        return self._leases.mine is not None
+
+    def let_go(self, *, clean: bool) -> None:
+        """Give the folder back, so that another program can have it, and keep what is in memory.
+
+        Args:
+            clean: Write the clean-close mark first.
+        """
+        if clean and self._failed is None:
+            self._mark_clean()
+        self._log.close_file()
+        self._mark = self._files_now()
+        self.folder.unlock()
+
+    def take_again(self) -> None:
+        """Take the folder after `let_go`; read it anew if another program has had it since.
+
+        Raises:
+            StorageBusyError: Another program has it.
+        """
+        take_lock(self.folder, self._label)
+        try:
+            if self._failed is None and self._mark != self._files_now():
+                self._load()
+        except BaseException:
+            self.folder.unlock()
+            raise
+
+    def _files_now(self) -> tuple[bytes, int] | None:
+        """Return what changes whenever another program writes anything."""
+        try:
+            name = segment_name(self._log.number)
+            return self.folder.read(_manifest.NAME), self.folder.size(name)
+        except OSError:
+            return None
 
     def close(self) -> None:
         """Write the clean-close mark and give the folder back. Safe to repeat."""
-        raise NotImplementedError
+        if not self._closed:
+            self._closed = True
+            try:
+                if self._failed is None:
+                    self._mark_clean()
+                self._log.close_file()
+            finally:
+                self.folder.unlock()
+
+    def _mark_clean(self) -> None:
+        try:
+            self.folder.check_in_place()
+            _manifest.save(self.folder, self._log.manifest(clean=True))
+        except OSError as error:
+            # Nothing is lost: the next opening finds a folder that was not closed.
+            self._failed = f"the folder could not be closed: {error}"
+
+
+def take_lock(folder: Folder, label: str) -> None:
+    """Take the folder for this program.
+
+    Raises:
+        StorageBusyError: Another program has it.
+        StorageUnavailableError: It cannot be made or written.
+    """
+    text = orjson.dumps({"pid": os.getpid(), "label": label})
+    try:
+        folder.lock(LOCK_NAME, text)
+    except BlockingIOError:
+        raise StorageBusyError(
+            f"another program holds the folder: {_holder(folder)}",
+            hint="one host per folder; stop the other program, or use a client",
+        ) from None
+    except OSError as error:
+        raise StorageUnavailableError(f"the folder cannot be used: {error}") from error
+
+
+def _holder(folder: Folder) -> str:
+    try:
+        found = orjson.loads(folder.read(LOCK_NAME))
+        return f"pid {found['pid']} ({found['label']})" if found["label"] else f"pid {found['pid']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it does not say who it is"

@@ -1,0 +1,218 @@
+"""Committing units: the hot path.
+
+What is asked first decides: ownership, repeat, finished, held checkpoints,
+mailbox, transition. Only then is a unit written, whole; memory changes by the
+same function that reads it again at opening.
+"""
+
+from collections.abc import Sequence
+from copy import copy
+from datetime import datetime
+
+import msgspec
+
+from durabletask.errors import InvalidArgumentError
+from durabletask.storage import (
+    CLAIMABLE,
+    DONE,
+    FINISHED,
+    Checkpoint,
+    Leave,
+    Refusal,
+    Status,
+    Unit,
+    UnitOutcome,
+    may_follow,
+)
+from durabletask_filesystem._history import Library
+from durabletask_filesystem._log import DamageError, Log
+from durabletask_filesystem._records import CheckpointRecord, EndingRecord, UnitRecord, encode
+from durabletask_filesystem._state import OFFSET_MASK, SEGMENT_SHIFT, Proc, has_key, slot
+from durabletask_filesystem._table import Table
+
+_NOT_OWNER = UnitOutcome(refused=Refusal.NOT_OWNER)
+_FINISHED = UnitOutcome(refused=Refusal.FINISHED)
+_UNKNOWN = UnitOutcome(refused=Refusal.UNKNOWN_PROCESS)
+_NOT_IN_MAILBOX = UnitOutcome(refused=Refusal.NOT_IN_MAILBOX)
+_ILLEGAL = UnitOutcome(refused=Refusal.ILLEGAL_TRANSITION)
+
+_LIVE = CLAIMABLE | {Status.SUSPENDED}
+_ENDINGS = FINISHED | {Status.QUARANTINED}
+
+_check_json = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+def check_payload(payload: bytes) -> None:
+    """Refuse what would make a record unreadable.
+
+    Raises:
+        InvalidArgumentError: The payload is not JSON text.
+    """
+    try:
+        _check_json(payload)
+    except msgspec.DecodeError as error:
+        raise InvalidArgumentError(
+            f"the payload {payload[:40]!r} is not JSON: {error}",
+            hint="encode values as UTF-8 JSON text before they cross the storage seam",
+        ) from None
+
+
+class Committer:
+    """Writes units."""
+
+    def __init__(self, log: Log, table: Table, library: Library) -> None:
+        self._log = log
+        self._table = table
+        self._library = library
+
+    def commit(self, host: str, units: Sequence[Unit], now: datetime) -> tuple[UnitOutcome, ...]:
+        """Record units of processes that this host holds; see the seam for the rules."""
+        for unit in units:
+            for each in unit.checkpoints:
+                check_payload(each.payload)
+            if unit.ending is not None:
+                check_payload(unit.ending.payload)
+        procs = self._table.procs
+        outcomes = []
+        for unit in units:
+            proc = procs.get(unit.process_id)
+            if proc is None:
+                outcomes.append(self._answer_gone(unit))
+            elif unit.epoch != proc.epoch or unit.incarnation != proc.incarnation:
+                outcomes.append(_NOT_OWNER)
+            elif unit.seq <= proc.seq:
+                outcomes.append(self._answer_again(proc, unit))
+            elif proc.owner != host:
+                outcomes.append(_NOT_OWNER)
+            else:
+                outcomes.append(self._refused(proc, unit) or self._write(proc, unit, now))
+        return tuple(outcomes)
+
+    # --- deciding ------------------------------------------------------------------------
+
+    def _refused(self, proc: Proc, unit: Unit) -> UnitOutcome | None:
+        keys = proc.keys
+        if keys is None:
+            keys = self._load(proc)
+        for each in unit.checkpoints:
+            if not each.replaces and has_key(keys, slot(each.kind, each.key, each.index)):
+                held = self._held(proc, unit)
+                if held:
+                    return UnitOutcome(held=held)
+                break
+        if unit.consumes:
+            pending = proc.mail.pending if proc.mail is not None else {}
+            if len(set(unit.consumes)) < len(unit.consumes) or not all(
+                position in pending for position in unit.consumes
+            ):
+                return _NOT_IN_MAILBOX
+        if unit.status is not None or unit.ending is not None:
+            return self._illegal(proc.status, unit)
+        return None
+
+    def _illegal(self, status: Status, unit: Unit) -> UnitOutcome | None:
+        if unit.status is not None:
+            if unit.status not in _LIVE or not may_follow(status, unit.status):
+                return _ILLEGAL
+            status = unit.status
+        if unit.ending is not None and (
+            unit.ending.status not in _ENDINGS or not may_follow(status, unit.ending.status)
+        ):
+            return _ILLEGAL
+        return None
+
+    def _held(self, proc: Proc, unit: Unit) -> tuple[Checkpoint, ...]:
+        """Return the first-wins checkpoints of a unit that another unit has recorded."""
+        history = self._library.history(proc, self._library.trail(proc))
+        stored = {(each.kind, each.key, each.index): each for each in history.checkpoints}
+        held = []
+        for each in unit.checkpoints:
+            found = None if each.replaces else stored.get((each.kind, each.key, each.index))
+            if found is not None and (found.epoch, found.seq) != (unit.epoch, unit.seq):
+                held.append(found)
+        return tuple(held)
+
+    def _answer_again(self, proc: Proc, unit: Unit) -> UnitOutcome:
+        """Answer a unit that is not newer than the last one applied: written, or overtaken."""
+        if all(each.replaces for each in unit.checkpoints):
+            return DONE
+        held = self._held(proc, unit)
+        return UnitOutcome(held=held) if held else DONE
+
+    def _answer_gone(self, unit: Unit) -> UnitOutcome:
+        """Answer a unit of a process that is not among the unfinished."""
+        proc = self._library.finished(unit.process_id)
+        if proc is None:
+            return _UNKNOWN
+        if unit.epoch != proc.epoch or unit.incarnation != proc.incarnation:
+            return _NOT_OWNER
+        if unit.seq <= proc.seq:
+            return self._answer_again(proc, unit)
+        return _FINISHED
+
+    def _load(self, proc: Proc) -> bytes | set[int]:
+        try:
+            self._library.load(proc)
+        except DamageError:
+            # Its host was told when it claimed it; now it can only be set aside.
+            proc.keys = b""
+        keys = proc.keys
+        assert keys is not None
+        return keys
+
+    # --- writing -------------------------------------------------------------------------
+
+    def _write(self, proc: Proc, unit: Unit, now: datetime) -> UnitOutcome:
+        number = self._log.number
+        spot = proc.spot
+        ending = unit.ending
+        leave = unit.leave
+        if leave is Leave.PARKED and proc.id in self._table.news:
+            # An event that the host has not heard of must not sleep with the process.
+            leave = Leave.RELEASED
+        record = UnitRecord(
+            unit.process_id,
+            unit.incarnation,
+            unit.epoch,
+            unit.seq,
+            now,
+            spot & OFFSET_MASK if spot >> SEGMENT_SHIFT == number else 0,
+            tuple(
+                [
+                    CheckpointRecord(
+                        each.kind,
+                        each.key,
+                        msgspec.Raw(each.payload),
+                        each.index,
+                        each.form,
+                        each.replaces,
+                    )
+                    for each in unit.checkpoints
+                ]
+            ),
+            unit.consumes,
+            unit.status,
+            unit.wake_at if unit.status is not None else None,
+            None
+            if ending is None
+            else EndingRecord(ending.status, msgspec.Raw(ending.payload), ending.form),
+            leave if ending is None else None,
+            self._last_state(proc, unit, now) if ending is not None else None,
+        )
+        offset = self._log.append(encode(record))
+        self._table.apply_unit(proc, record, number, offset)
+        return DONE
+
+    def _last_state(self, proc: Proc, unit: Unit, now: datetime) -> Proc | None:
+        """Return all there is to know of a process that this unit ends; None if it is set aside."""
+        ending = unit.ending
+        assert ending is not None
+        if ending.status not in FINISHED:
+            return None
+        last = copy(proc)
+        last.status = ending.status
+        last.seq = unit.seq
+        last.updated_at = last.finished_at = now
+        last.owner = last.wake_at = last.due_at = last.ending = last.keys = last.mail = None
+        last.deaths = last.spot = 0
+        return last

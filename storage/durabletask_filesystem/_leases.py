@@ -1,0 +1,145 @@
+"""Leases and claims: which host may run which process.
+
+One host at a time has the folder, because it has the file lock. So its lease
+has no end; a lease that is open in the files but not this program's is of a
+host that died.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from durabletask.errors import LeaseLostError, StorageBusyError
+from durabletask.storage import Claimed, Claims, Lease
+from durabletask_filesystem import _records
+from durabletask_filesystem._history import Library
+from durabletask_filesystem._log import DamageError, Log
+from durabletask_filesystem._reading import bare_row
+from durabletask_filesystem._records import ClaimRecord, EndRecord, LeaseRecord
+from durabletask_filesystem._state import Proc
+from durabletask_filesystem._table import Table
+
+CLAIMS_REMEMBERED = 64
+"""A claim is repeated at once or never; older answers are forgotten."""
+
+
+class Leases:
+    """The lease of this program's host, and its claims.
+
+    Attributes:
+        mine: Identity of the host whose lease this program opened, or None.
+    """
+
+    def __init__(self, log: Log, table: Table, library: Library) -> None:
+        self._log = log
+        self._table = table
+        self._library = library
+        self.mine: str | None = None
+        self._claims: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {}
+
+    def open(self, host_id: str, label: str, now: datetime) -> Lease:
+        """Begin a host's right to write, or renew it.
+
+        Raises:
+            StorageBusyError: Another host of this program has it.
+        """
+        if self.mine not in {None, host_id}:
+            raise StorageBusyError(
+                f"host {self.mine!r} of this program holds the folder; {host_id!r} cannot",
+                hint="one host per folder; close the other one first",
+            )
+        if self.mine is None:
+            self._log.append(_records.encode(LeaseRecord(host_id, label, now)))
+            # A host of the same identity that died here is another one all the same.
+            if host_id in self._table.hosts:
+                self._end(host_id, now, dead=True)
+            self._table.hosts[host_id] = label
+            self.mine = host_id
+            self._claims = {}
+        return Lease(host_id, label, None, now)
+
+    def resume(self, host_id: str | None) -> None:
+        """Go on with a lease of this program after the state was read anew from disk."""
+        self.mine = host_id if host_id in self._table.hosts else None
+        for proc in self._table.procs.values():
+            if proc.events and proc.owner == self.mine and self.mine is not None:
+                self._table.news[proc.id] = None  # told twice does no harm, not told would
+
+    def check(self, lease: Lease) -> str:
+        """Return the host of a lease that is valid.
+
+        Raises:
+            LeaseLostError: It was closed, or another program has had the folder since.
+        """
+        if lease.host_id != self.mine:
+            raise LeaseLostError(
+                f"the lease of host {lease.host_id!r} ({lease.label}) is not open any more"
+            )
+        return lease.host_id
+
+    def close(self, lease: Lease, now: datetime) -> None:
+        """End a lease without a death; harmless if it has ended."""
+        if lease.host_id == self.mine:
+            self._end(lease.host_id, now, dead=False)
+            self.mine = None
+            self._claims = {}
+
+    def _end(self, host_id: str, now: datetime, *, dead: bool) -> None:
+        held = tuple(proc.id for proc in self._table.procs.values() if proc.owner == host_id)
+        record = EndRecord(host_id, now, held, dead)
+        self._log.append(_records.encode(record))
+        self._table.apply_end(record, self._log.number)
+
+    # --- claims --------------------------------------------------------------------------
+
+    def claim(
+        self, host: str, claim_id: str, names: Sequence[str], count_max: int, now: datetime
+    ) -> Claims:
+        """Take claimable processes and hear news; see the seam for the rules."""
+        for dead in [each for each in self._table.hosts if each != host]:
+            self._end(dead, now, dead=True)
+        remembered = self._claims.get(claim_id)
+        if remembered is None:
+            remembered = self._take(host, claim_id, names, count_max, now)
+            if len(self._claims) >= CLAIMS_REMEMBERED:
+                del self._claims[next(iter(self._claims))]
+            self._claims[claim_id] = remembered
+        taken, news = remembered
+        claimed = []
+        for process_id, epoch in taken.items():
+            proc = self._table.procs.get(process_id)
+            if proc is not None and proc.owner == host and proc.epoch == epoch:
+                claimed.append(self._hand_out(proc, fresh=True))
+        for process_id in news:
+            proc = self._table.procs.get(process_id)
+            if proc is not None and proc.owner == host and process_id not in taken:
+                claimed.append(self._hand_out(proc, fresh=False))
+        next_at = self._table.next_due(names)
+        more = next_at is not None and next_at <= now
+        return Claims(tuple(claimed), now, None if more else next_at, more)
+
+    def _take(
+        self, host: str, claim_id: str, names: Sequence[str], count_max: int, now: datetime
+    ) -> tuple[dict[str, int], tuple[str, ...]]:
+        news = tuple(self._table.news)
+        self._table.news.clear()
+        procs = self._table.take_due(names, now, count_max)
+        taken = {proc.id: proc.epoch + 1 for proc in procs}
+        if procs:
+            record = ClaimRecord(host, claim_id, now, tuple(taken.items()))
+            self._log.append(_records.encode(record))
+            self._table.apply_claim(record, self._log.number)
+        return taken, news
+
+    def _hand_out(self, proc: Proc, *, fresh: bool) -> Claimed:
+        damage = self._table.damage.get(proc.id)
+        if damage is None:
+            try:
+                history = self._library.load(proc)
+                row = self._library.row(proc)
+            except DamageError as error:
+                damage = str(error)
+            else:
+                pending = tuple(event for event in history.events if not event.consumed)
+                return Claimed(row, fresh, history.checkpoints if fresh else (), pending)
+        proc.keys = b""
+        return Claimed(bare_row(self._library, proc), fresh, damage=damage)

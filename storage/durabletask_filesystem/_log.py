@@ -1,0 +1,295 @@
+"""The segments of an open store: appends, syncs, and reads by place.
+
+Knows frames and files, and nothing of processes. All that is appended between
+two calls of `flush` is one batch: one write and one sync. What was appended
+can be read at once; it is durable when `flush` has returned.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from zlib import crc32
+
+from durabletask_filesystem import _frames, _manifest, _records
+from durabletask_filesystem._files import Buffer, File, Folder, SyncError
+from durabletask_filesystem._index import Index
+from durabletask_filesystem._manifest import Manifest, Part, index_name, segment_name
+
+_log = logging.getLogger("durabletask.filesystem")
+
+PENDING_BYTES_MAX = 16 * 1024 * 1024
+"""What is held before it goes to the file; bounds the memory of a batch, not its size."""
+
+
+class DamageError(Exception):
+    """A frame is broken or holds something else than it should."""
+
+    def __init__(self, number: int, offset: int, what: str) -> None:
+        super().__init__(f"{segment_name(number)} at offset {offset:,}: {what}")
+
+
+class Segment:
+    """One segment: its place in the order, its bytes, and once sealed its index."""
+
+    __slots__ = ("_folder", "_view", "end", "index", "number", "salt")
+
+    def __init__(self, folder: Folder, part: Part, index: Index | None = None) -> None:
+        self._folder = folder
+        self._view: Buffer = b""
+        self.number = part.number
+        self.salt = part.salt
+        self.end = part.bytes
+        self.index = index
+
+    @property
+    def part(self) -> Part:
+        """How a manifest names it, once it is sealed."""
+        return Part(self.number, self.salt, self.end)
+
+    def payload(self, offset: int) -> bytes:
+        """Return what the frame at `offset` holds, verified.
+
+        Raises:
+            DamageError: There is no intact frame.
+        """
+        frame = _frames.decode(self.salt, self._view, offset)
+        if frame is None:
+            # A mapping shows the file's length of when it was made.
+            self._view = self._folder.map(segment_name(self.number))
+            frame = _frames.decode(self.salt, self._view, offset)
+        if frame is None:
+            raise DamageError(self.number, offset, "the frame is broken")
+        return frame.payload
+
+    def frames(self) -> Iterator[_frames.Frame]:
+        """Yield every frame behind the head, verified.
+
+        Raises:
+            DamageError: One is broken.
+        """
+        data = self._folder.read(segment_name(self.number), 0, self.end)
+        end = 0
+        for frame in _frames.scan(self.salt, data, 0):
+            end = frame.end
+            if frame.offset:
+                yield frame
+        if end != self.end:
+            raise DamageError(self.number, end, "the frame is broken")
+
+    def forget_view(self) -> None:
+        """Drop the mapping, because the file is about to be cut."""
+        self._view = b""
+
+
+class Log:
+    """The segments of an open store; the last one grows."""
+
+    def __init__(self, folder: Folder, manifest: Manifest, entropy: Callable[[int], bytes]) -> None:
+        self.folder = folder
+        self.segments = [Segment(folder, part) for part in manifest.parts]
+        self.next_number = manifest.next_number
+        self.batch = 0
+        self._entropy = entropy
+        self._file: File | None = None
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._start_at(self.segments[-1])
+
+    def _start_at(self, segment: Segment) -> None:
+        self.active = segment
+        self.number = segment.number
+        self._salt = segment.salt
+        self.end = self._written = self._durable = segment.end
+        self._in_batch = False
+
+    # --- writing -------------------------------------------------------------------------
+
+    def append(self, payload: bytes) -> int:
+        """Add a record to the batch and return its offset in the active segment."""
+        if not self._in_batch:
+            self._begin_batch()
+        offset = self.end
+        size = len(payload)
+        # `_frames.encode` in place: this line is the storage's hot path.
+        crc = crc32(payload, self._salt ^ (offset * _frames.SPREAD + size) & 0xFFFF_FFFF)
+        self._pending.append(b"%08x%08x %b\n" % (size, crc, payload))
+        self.end = offset + size + _frames.OVERHEAD_BYTES
+        self._pending_bytes += size
+        if self._pending_bytes > PENDING_BYTES_MAX:
+            self.spill()
+        return offset
+
+    def _begin_batch(self) -> None:
+        self._in_batch = True
+        self.batch += 1
+        payload = _records.encode(_records.Batch(self.batch, self.end))
+        self._pending.append(_frames.encode(self._salt, self.end, payload))
+        self.end += len(payload) + _frames.OVERHEAD_BYTES
+
+    def spill(self) -> None:
+        """Write what is pending, without a sync: it can be read then, but a crash may take it."""
+        if self._pending:
+            self._opened().append(b"".join(self._pending))
+            self._pending.clear()
+            self._pending_bytes = 0
+            self._written = self.end
+
+    def flush(self) -> None:
+        """End the batch: write it and make it durable.
+
+        Raises:
+            SyncError: The sync failed, which is final.
+            OSError: The write failed; `cut_back` takes it back.
+        """
+        self.spill()
+        if self._written != self._durable:
+            self.sync()
+        self._in_batch = False
+
+    def sync(self) -> None:
+        """Make everything written durable.
+
+        Raises:
+            SyncError: It failed.
+        """
+        try:
+            self._opened().sync()
+        except OSError as error:
+            raise SyncError(str(error)) from error
+        self._durable = self._written
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything was appended since the last `flush`."""
+        return self.end != self._durable
+
+    def cut_back(self) -> None:
+        """Take back everything since the last `flush`.
+
+        Raises:
+            OSError: It could not be; what the file holds then is unknown.
+        """
+        self._pending.clear()
+        self._pending_bytes = 0
+        self.active.forget_view()
+        file = self._opened()
+        file.truncate(self._durable)
+        file.sync()
+        self.end = self._written = self._durable
+        if self._in_batch:
+            self.batch -= 1
+            self._in_batch = False
+
+    def _opened(self) -> File:
+        if self._file is None:
+            self._file = self.folder.open_end(segment_name(self.number))
+        return self._file
+
+    # --- reading -------------------------------------------------------------------------
+
+    def segment(self, number: int) -> Segment:
+        """Return a segment by number."""
+        if number == self.number:
+            return self.active
+        return next(segment for segment in self.segments if segment.number == number)
+
+    def payload(self, segment: Segment, offset: int) -> bytes:
+        """Return what the frame at a place holds, verified.
+
+        Raises:
+            DamageError: There is no intact frame.
+        """
+        if segment is self.active and offset >= self._written:
+            self.spill()
+        return segment.payload(offset)
+
+    # --- segments ------------------------------------------------------------------------
+
+    def adopt(self, end: int, batch: int) -> None:
+        """Take what recovery found: the active segment is intact up to `end`."""
+        self.active.end = end
+        self.batch = batch
+        self._start_at(self.active)
+
+    def manifest(self, *, clean: bool) -> Manifest:
+        """Return the manifest of the present files."""
+        parts = [segment.part for segment in self.segments[:-1]]
+        parts.append(Part(self.number, self._salt))
+        return Manifest(
+            parts=tuple(parts),
+            next_number=self.next_number,
+            clean_bytes=self._durable if clean else 0,
+        )
+
+    def rotate(self) -> Segment:
+        """Seal the active segment as it stands and go on in a new one; return the sealed.
+
+        Everything appended must have been flushed. A crash leaves the old
+        manifest or the new one, and each describes a whole store.
+        """
+        segment, file = create_segment(self.folder, self.next_number, self._entropy)
+        file.close()
+        parts = [
+            *(each.part for each in self.segments[:-1]),
+            Part(self.number, self._salt, self.end),
+        ]
+        _manifest.save(
+            self.folder,
+            Manifest(
+                parts=(*parts, Part(segment.number, segment.salt)),
+                next_number=segment.number + 1,
+            ),
+        )
+        # Only now: until the manifest is replaced a failure leaves everything as it was.
+        sealed = self.active
+        sealed.end = self.end
+        self.close_file()
+        self.next_number = segment.number + 1
+        self.segments.append(segment)
+        self._start_at(segment)
+        return sealed
+
+    def write_index(self, segment: Segment, data: bytes) -> None:
+        """Give a sealed segment its index, and put it beside it if that is possible.
+
+        Not synced: one that a crash tears is found by its checksum and made again.
+        """
+        segment.index = Index(data)
+        name = index_name(segment.number)
+        try:
+            if name.partition("/")[2] in self.folder.names("segments"):
+                self.folder.remove(name)
+            file = self.folder.create(name)
+            try:
+                file.append(data)
+            finally:
+                file.close()
+            segment.index = Index(self.folder.map(name))
+        except (OSError, ValueError) as error:
+            _log.warning("%s is kept in memory: %s", name, error)
+
+    def close_file(self) -> None:
+        """Close the file of the active segment; it is opened again when needed."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+
+def create_segment(
+    folder: Folder, number: int, entropy: Callable[[int], bytes]
+) -> tuple[Segment, File]:
+    """Create a segment that holds only its head, durably; nothing names it yet."""
+    salt = int.from_bytes(entropy(4), "big")
+    name = segment_name(number)
+    if name.partition("/")[2] in folder.names("segments"):
+        folder.remove(name)  # a crash, or a failed attempt, left it before a manifest named it
+    file = folder.create(name)
+    head = _records.encode(_records.SegmentHead(number, salt))
+    frame = _frames.encode(salt, 0, head)
+    try:
+        file.append(frame)
+        file.sync()
+        folder.sync_entries("segments")
+    except OSError:
+        file.close()
+        raise
+    return Segment(folder, Part(number, salt, len(frame))), file

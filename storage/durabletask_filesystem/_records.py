@@ -1,0 +1,255 @@
+"""What a frame holds: one record for each thing that can happen to a process or a host.
+
+Data only. A record is a JSON object whose first member is its type and whose
+second, where it concerns one process, is the process's id: so even a record
+that this code cannot read names whom it concerns. Payloads are embedded as
+they are. `prev` is the offset of the process's record before this one in the
+same segment, 0 where there is none: a history is read backwards along it.
+"""
+
+import json
+import re
+from datetime import datetime
+
+import msgspec
+
+from durabletask.storage import (
+    NO_INDEX,
+    Checkpoint,
+    Ending,
+    Event,
+    Form,
+    Kind,
+    Leave,
+    NewProcess,
+    Parent,
+    Status,
+)
+from durabletask_filesystem._state import Proc
+
+FORMAT = 1
+"""Of the whole folder; raised by a change that older code cannot read."""
+
+
+class _Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_field="t"):
+    """Common to all; the order of the fields is the order on disk."""
+
+
+class SegmentHead(_Record, frozen=True, tag="segment"):
+    """The first frame of a segment."""
+
+    number: int
+    salt: int
+    format: int = FORMAT
+
+
+class Batch(_Record, frozen=True, tag="batch"):
+    """What one sync covers begins here; the batches before it had been synced.
+
+    Attributes:
+        n: Rises from batch to batch of a store.
+        place: The offset of this very frame.
+    """
+
+    n: int
+    place: int
+
+
+class NewRecord(_Record, frozen=True, tag="new"):
+    """A process was created."""
+
+    id: str
+    incarnation: int
+    at: datetime
+    name: str
+    input: msgspec.Raw
+    digest: str
+    creation_id: str
+    host: str | None = None
+    start_at: datetime | None = None
+    deadline_at: datetime | None = None
+    tags: dict[str, str] = {}
+    context: bytes | None = None
+    parent: Parent | None = None
+
+
+class CheckpointRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, array_like=False):
+    """A checkpoint inside a unit."""
+
+    kind: Kind
+    key: str
+    payload: msgspec.Raw
+    index: int = NO_INDEX
+    form: Form = Form.VALUE
+    replaces: bool = False
+
+
+class EndingRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """The ending inside a unit."""
+
+    status: Status
+    payload: msgspec.Raw
+    form: Form = Form.VALUE
+
+
+class UnitRecord(_Record, frozen=True, tag="unit"):
+    """A unit was committed.
+
+    Attributes:
+        state: With a finished status: all there is to know of the process, so
+            that one record answers for it.
+    """
+
+    id: str
+    incarnation: int
+    epoch: int
+    seq: int
+    at: datetime
+    prev: int = 0
+    checkpoints: tuple[CheckpointRecord, ...] = ()
+    consumes: tuple[int, ...] = ()
+    status: Status | None = None
+    wake_at: datetime | None = None
+    ending: EndingRecord | None = None
+    leave: Leave | None = None
+    state: Proc | None = None
+
+
+class EventRecord(_Record, frozen=True, tag="event"):
+    """An event was delivered."""
+
+    id: str
+    incarnation: int
+    position: int
+    event_id: str
+    name: str
+    at: datetime
+    payload: msgspec.Raw
+    prev: int = 0
+
+
+class PurgeRecord(_Record, frozen=True, tag="purge"):
+    """A finished process was removed; only its incarnation is remembered."""
+
+    id: str
+    incarnation: int
+    at: datetime
+
+
+class StateRecord(_Record, frozen=True, tag="state"):
+    """Where a process stood when compaction dropped records that had led there."""
+
+    id: str
+    state: Proc
+
+
+class LeaseRecord(_Record, frozen=True, tag="lease"):
+    """A host's lease began."""
+
+    host: str
+    label: str
+    at: datetime
+
+
+class ClaimRecord(_Record, frozen=True, tag="claim"):
+    """A host took processes; each with the epoch that it got."""
+
+    host: str
+    claim_id: str
+    at: datetime
+    taken: tuple[tuple[str, int], ...]
+
+
+class EndRecord(_Record, frozen=True, tag="end"):
+    """A lease ended and these processes lost their owner; `dead` if the host did not say so."""
+
+    host: str
+    at: datetime
+    held: tuple[str, ...]
+    dead: bool = False
+
+
+Record = (
+    SegmentHead
+    | Batch
+    | NewRecord
+    | UnitRecord
+    | EventRecord
+    | PurgeRecord
+    | StateRecord
+    | LeaseRecord
+    | ClaimRecord
+    | EndRecord
+)
+
+BATCH_MARK = b'{"t":"batch",'
+"""How every batch frame begins; what a search for a later batch looks for."""
+
+encode = msgspec.json.Encoder().encode
+_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
+decode = _decoder.decode
+
+_WHOM = re.compile(rb'\{"t":"[a-z]+","id":("(?:[^"\\]|\\.)*")')
+
+
+def whom(payload: bytes) -> str | None:
+    """Return whose process an unreadable record concerns, or None if that cannot be told."""
+    found = _WHOM.match(payload)
+    if found is None:
+        return None
+    try:
+        text = json.loads(found[1])
+    except ValueError:
+        return None
+    return text if isinstance(text, str) else None
+
+
+def creation(new: NewProcess, incarnation: int, at: datetime, host: str | None) -> NewRecord:
+    """Return the record of a creation."""
+    return NewRecord(
+        new.process_id,
+        incarnation,
+        at,
+        new.name,
+        msgspec.Raw(new.input),
+        new.input_digest,
+        new.creation_id,
+        host,
+        new.start_at,
+        new.deadline_at,
+        new.tags,
+        new.context,
+        new.parent,
+    )
+
+
+def to_checkpoint(record: CheckpointRecord, unit: UnitRecord) -> Checkpoint:
+    """Return a stored checkpoint as it crosses the seam."""
+    return Checkpoint(
+        record.kind,
+        record.key,
+        record.index,
+        record.form,
+        bytes(record.payload),
+        record.replaces,
+        unit.epoch,
+        unit.seq,
+        unit.at,
+    )
+
+
+def to_ending(record: EndingRecord) -> Ending:
+    """Return a stored ending as it crosses the seam."""
+    return Ending(record.status, record.form, bytes(record.payload))
+
+
+def to_event(record: EventRecord, *, consumed: bool) -> Event:
+    """Return a stored event as it crosses the seam."""
+    return Event(
+        record.position,
+        record.event_id,
+        record.name,
+        bytes(record.payload),
+        record.at,
+        consumed,
+    )

@@ -1,0 +1,280 @@
+"""`FileSystemStorage`: the seam of a folder, for one event loop.
+
+Gathers what is asked while a write is under way and hands it to the store as
+one batch, on one worker thread. Knows nothing of files or formats; all that is
+decided about processes is decided by the `Store`.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from durabletask._clock import Clock, SystemClock
+from durabletask.errors import DurableTaskError, StorageBusyError, StorageFailedError
+from durabletask.storage import (
+    Claims,
+    Created,
+    Delivered,
+    Lease,
+    NewEvent,
+    NewProcess,
+    Page,
+    Query,
+    Refusal,
+    Snapshot,
+    Unit,
+    UnitOutcome,
+)
+from durabletask_filesystem._disk import RealFolder
+from durabletask_filesystem._files import Folder
+from durabletask_filesystem._requests import (
+    Answer,
+    Claim,
+    CloseLease,
+    Commit,
+    Create,
+    Deliver,
+    ListPage,
+    OpenLease,
+    Purge,
+    Read,
+    Renew,
+    Request,
+)
+from durabletask_filesystem._store import SEGMENT_BYTES_MAX, Store
+
+Waiter = tuple[Request, "asyncio.Future[Any]"]
+Answers = list[Answer]
+Names = list[str | None]
+
+
+class FileSystemStorage:
+    """Processes in a folder of the local disk; one host at a time.
+
+    Args:
+        path: The folder; made with its parents (mode 0700) when first used.
+            `~` is an ordinary character.
+        clock: The storage's time.
+        folder: Another disk than the real one.
+        segment_bytes_max: A segment that has grown beyond this is sealed.
+        reply_timeout_s: How long a call waits for the program that holds the folder.
+
+    A program that has no lease holds the folder only while it answers a call,
+    so that a host can start at any time.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        clock: Clock | None = None,
+        folder: Folder | None = None,
+        segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        reply_timeout_s: float = 5.0,
+    ) -> None:
+        self._clock = SystemClock() if clock is None else clock
+        self._folder = RealFolder(path) if folder is None else folder
+        self._segment_bytes_max = segment_bytes_max
+        self._reply_timeout_s = reply_timeout_s
+        self._store: Store | None = None
+        self._holding = False
+        self._pool: ThreadPoolExecutor | None = None
+        self._queue: list[Waiter] = []
+        self._flying = False
+        self._closed = False
+        self._listeners: list[Callable[[str | None], None]] = []
+
+    # --- the seam ------------------------------------------------------------------------
+
+    async def create(
+        self, processes: Sequence[NewProcess], lease: Lease | None = None
+    ) -> Sequence[Created]:
+        """Create processes; see `ProcessStorage`."""
+        created: Sequence[Created] = await self._ask(Create(tuple(processes), lease))
+        return created
+
+    async def deliver(self, events: Sequence[NewEvent], *, mailbox_max: int) -> Sequence[Delivered]:
+        """Put events into mailboxes; see `ProcessStorage`."""
+        delivered: Sequence[Delivered] = await self._ask(Deliver(tuple(events), mailbox_max))
+        return delivered
+
+    async def read(
+        self, process_ids: Sequence[str], *, history: bool = False
+    ) -> Sequence[Snapshot | None]:
+        """Read processes; see `ProcessStorage`."""
+        found: Sequence[Snapshot | None] = await self._ask(Read(tuple(process_ids), history))
+        return found
+
+    async def list(self, query: Query) -> Page:
+        """List processes; see `ProcessStorage`."""
+        rows: list[Any] = []
+        cursor = query.cursor
+        while True:
+            part = msgspec.structs.replace(query, cursor=cursor, limit=query.limit - len(rows))
+            # Many short looks, so that commits come between them.
+            page: Page = await self._ask(ListPage(part))
+            rows.extend(page.rows)
+            cursor = page.cursor
+            if cursor is None or len(rows) >= query.limit:
+                return Page(tuple(rows), cursor)
+
+    async def purge(self, process_ids: Sequence[str]) -> Sequence[Refusal | None]:
+        """Remove finished processes; see `ProcessStorage`."""
+        refusals: Sequence[Refusal | None] = await self._ask(Purge(tuple(process_ids)))
+        return refusals
+
+    async def open_lease(self, host_id: str, label: str) -> Lease:
+        """Begin a host's right to write; see `ProcessStorage`."""
+        lease: Lease = await self._ask(OpenLease(host_id, label))
+        return lease
+
+    async def renew(self, lease: Lease) -> Lease:
+        """Say that the lease is still valid; it has no end. See `ProcessStorage`."""
+        renewed: Lease = await self._ask(Renew(lease))
+        return renewed
+
+    async def claim(
+        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+    ) -> Claims:
+        """Take claimable processes and hear news; see `ProcessStorage`."""
+        claims: Claims = await self._ask(Claim(lease, claim_id, tuple(names), count_max))
+        return claims
+
+    async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
+        """Record units; see `ProcessStorage`."""
+        outcomes: Sequence[UnitOutcome] = await self._ask(Commit(lease, tuple(units)))
+        return outcomes
+
+    async def close_lease(self, lease: Lease) -> None:
+        """End a lease and let another program have the folder; see `ProcessStorage`."""
+        await self._ask(CloseLease(lease))
+
+    async def close(self) -> None:
+        """Give the folder and the worker thread back. Safe to repeat."""
+        if self._closed:
+            return
+        self._closed = True
+        loop = asyncio.get_running_loop()
+        if self._pool is not None:
+            await loop.run_in_executor(self._pool, self._close_store)
+            self._pool.shutdown(wait=True)
+
+    def subscribe(self, callback: Callable[[str | None], None]) -> Callable[[], None]:
+        """Call back when something may have changed; see `Hints`."""
+        entry = partial(callback)
+        self._listeners.append(entry)
+
+        def end() -> None:
+            if entry in self._listeners:
+                self._listeners.remove(entry)
+
+        return end
+
+    # --- group commit --------------------------------------------------------------------
+
+    def _ask(self, request: Request) -> "asyncio.Future[Any]":
+        """Put a request into the next batch; cancelling the future does not take it back."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        if self._closed:
+            future.set_exception(StorageFailedError("the storage is closed"))
+            return future
+        self._queue.append((request, future))
+        if not self._flying:
+            self._flying = True
+            # Not at once: what else is asked in this turn of the loop comes along.
+            loop.call_soon(self._fly, loop)
+        return future
+
+    def _fly(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch, self._queue = self._queue, []
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="durabletask-filesystem")
+        job = loop.run_in_executor(self._pool, self._work, [request for request, _ in batch])
+        job.add_done_callback(partial(self._landed, loop, batch))
+
+    def _landed(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: Sequence[Waiter],
+        job: "asyncio.Future[Answers]",
+    ) -> None:
+        if self._queue:
+            self._fly(loop)
+        else:
+            self._flying = False
+        error = job.exception()
+        if error is not None:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (request, future), answer in zip(batch, job.result(), strict=True):
+            if not future.done():
+                if isinstance(answer, DurableTaskError):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+            if self._listeners:
+                self._hint(loop, request)
+
+    def _hint(self, loop: asyncio.AbstractEventLoop, request: Request) -> None:
+        for process_id in _changed(request):
+            for listener in self._listeners:
+                loop.call_soon(listener, process_id)
+
+    # --- on the worker thread ------------------------------------------------------------
+
+    def _work(self, requests: Sequence[Request]) -> Answers:
+        store = self._hold()
+        leased = store.leased
+        try:
+            return store.apply(requests)
+        finally:
+            if not store.leased:
+                self._holding = False
+                store.let_go(clean=leased)
+
+    def _hold(self) -> Store:
+        if self._store is None:
+            self._store = Store.open(
+                self._folder, self._clock, segment_bytes_max=self._segment_bytes_max
+            )
+        elif not self._holding:
+            self._store.take_again()
+        self._holding = True
+        return self._store
+
+    def _close_store(self) -> None:
+        if self._store is None:
+            return
+        try:
+            self._hold().close()
+        except StorageBusyError:
+            pass  # another program has the folder, and marks it clean when it closes
+
+
+def _changed(request: Request) -> Names:
+    """Return whom a request may have made claimable, given news or ended; None for anyone."""
+    match request:
+        case Commit(_, units):
+            return [
+                unit.process_id
+                for unit in units
+                if unit.ending is not None or unit.leave is not None
+            ]
+        case Create(processes, _):
+            return [new.process_id for new in processes]
+        case Deliver(events, _):
+            return [event.process_id for event in events]
+        case Purge(process_ids):
+            return list(process_ids)
+        case CloseLease():
+            return [None]
+        case _:
+            return []

@@ -1,0 +1,214 @@
+"""The synchronous core: what is written is there after reopening, whatever the segments."""
+
+import itertools
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from durabletask.errors import LeaseLostError, StorageBusyError
+from durabletask.storage import (
+    DONE,
+    Checkpoint,
+    Claims,
+    Ending,
+    Form,
+    Kind,
+    Lease,
+    Leave,
+    NewEvent,
+    NewProcess,
+    Query,
+    Refusal,
+    Status,
+    Unit,
+)
+from durabletask_filesystem._disk import RealFolder
+from durabletask_filesystem._requests import (
+    Claim,
+    CloseLease,
+    Commit,
+    Create,
+    Deliver,
+    ListPage,
+    OpenLease,
+    Purge,
+    Read,
+)
+from durabletask_filesystem._store import Store
+
+
+class Ticking:
+    """A clock that moves a second at every look."""
+
+    recheck_s = float("inf")
+
+    def __init__(self) -> None:
+        self._now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        self._now += timedelta(seconds=1)
+        return self._now
+
+    def monotonic_s(self) -> float:
+        return 0.0
+
+
+CLOCK = Ticking()
+_ids = itertools.count()
+
+
+def open_store(path: Path, **options: Any) -> Store:
+    return Store.open(RealFolder(path), CLOCK, **options)
+
+
+def ask(store: Store, request: Any) -> Any:
+    (answer,) = store.apply([request])
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def new(process_id: str, **fields: Any) -> NewProcess:
+    fields = {"name": "fn", "input": b"[1]", "input_digest": "d", "creation_id": "c"} | fields
+    return NewProcess(process_id=process_id, **fields)
+
+
+def lease_of(store: Store, host_id: str = "h1") -> Lease:
+    return ask(store, OpenLease(host_id, "host"))
+
+
+def claim(store: Store, lease: Lease, count_max: int = 100, claim_id: str | None = None) -> Claims:
+    return ask(store, Claim(lease, claim_id or f"claim-{next(_ids)}", ("fn",), count_max))
+
+
+def done(key: str, payload: bytes = b'{"a":1}', **fields: Any) -> Checkpoint:
+    return Checkpoint(Kind.DO, key, -1, Form.VALUE, payload, **fields)
+
+
+def unit(process_id: str, seq: int, *checkpoints: Checkpoint, **fields: Any) -> Unit:
+    return Unit(
+        process_id=process_id,
+        incarnation=fields.pop("incarnation", 1),
+        epoch=fields.pop("epoch", 1),
+        seq=seq,
+        checkpoints=checkpoints,
+        **fields,
+    )
+
+
+def crash(store: Store) -> None:
+    """Leave the folder as a killed program does."""
+    store.folder.unlock()
+
+
+FINISH = Ending(Status.COMPLETED, Form.VALUE, b'"ok"')
+
+
+@pytest.mark.parametrize("rotations", [0, 1, 2])
+@pytest.mark.parametrize("clean", [True, False])
+def test_everything_is_there_after_reopening(tmp_path: Path, rotations: int, clean: bool) -> None:
+    """G1: rows, history, mailbox and endings are the same after a close and after a crash."""
+    store = open_store(tmp_path)
+
+    def turn() -> None:
+        if rotations:
+            store.rotate()
+
+    lease = lease_of(store)
+    ask(store, Create((new("a"), new("b"), new("c")), lease))
+    turn()
+    assert ask(store, Commit(lease, (unit("a", 1, done("one")), unit("b", 1, done("one"))))) == (
+        DONE,
+        DONE,
+    )
+    turn()
+    event = NewEvent(process_id="a", event_id="e1", name="approved", payload=b"true")
+    ask(store, Deliver((event,), 10))
+    if rotations > 1:
+        turn()
+    ask(
+        store,
+        Commit(
+            lease,
+            (
+                unit("a", 2, done("two"), consumes=(1,)),
+                unit("b", 2, done("two"), ending=FINISH),
+                unit("c", 1, status=Status.WAITING, leave=Leave.PARKED),
+            ),
+        ),
+    )
+    before = ask(store, Read(("a", "b", "c", "d"), history=True))
+    listed = ask(store, ListPage(Query()))
+    store.close() if clean else crash(store)
+    again = open_store(tmp_path)
+    assert ask(again, Read(("a", "b", "c", "d"), history=True)) == before
+    assert ask(again, ListPage(Query())) == listed
+    assert [row.process_id for row in listed.rows] == ["a", "b", "c"]
+    assert before[3] is None
+    assert [each.key for each in before[0].checkpoints] == ["one", "two"]
+    assert before[0].events[0].consumed
+    assert before[1].row.ending == FINISH
+    again.close()
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_a_dead_hosts_processes_are_claimed_with_a_death(tmp_path: Path, rotate: bool) -> None:
+    """G9: after a crash the next host takes over; a death counts if nothing was recorded."""
+    store = open_store(tmp_path)
+    lease = lease_of(store)
+    ask(store, Create((new("a"), new("b")), lease))
+    ask(store, Commit(lease, (unit("a", 1, done("one")),)))
+    if rotate:
+        store.rotate()
+    crash(store)
+    store = open_store(tmp_path)
+    second = lease_of(store, "h2")
+    claims = claim(store, second)
+    assert [(each.row.process_id, each.row.epoch, each.row.deaths) for each in claims.claimed] == [
+        ("a", 2, 0),
+        ("b", 2, 1),
+    ]
+    assert [each.key for each in claims.claimed[0].checkpoints] == ["one"]
+    with pytest.raises(LeaseLostError):
+        ask(store, Commit(lease, (unit("a", 2),)))
+    assert ask(store, Commit(second, (unit("a", 2),)))[0].refused is Refusal.NOT_OWNER
+    held = ask(store, Commit(second, (unit("a", 1, done("one", b"2"), epoch=2),)))[0].held
+    assert held[0].payload == b'{"a":1}'
+    store.close()
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_ids_are_remembered_after_the_end_and_after_purge(tmp_path: Path, rotate: bool) -> None:
+    """S4.03: creating a finished id answers with it; after purge it is the next incarnation."""
+    store = open_store(tmp_path)
+    lease = lease_of(store)
+    ask(store, Create((new("a"),), lease))
+    ask(store, Commit(lease, (unit("a", 1, ending=FINISH),)))
+    if rotate:
+        store.rotate()
+    assert ask(store, Create((new("a", creation_id="other"),)))[0].fresh is False
+    assert ask(store, Create((new("a"),)))[0].fresh is True
+    assert ask(store, Commit(lease, (unit("a", 1, ending=FINISH),))) == (DONE,)
+    assert ask(store, Commit(lease, (unit("a", 2),)))[0].refused is Refusal.FINISHED
+    assert ask(store, Purge(("a", "b"))) == (None, Refusal.UNKNOWN_PROCESS)
+    if rotate:
+        store.rotate()
+    assert ask(store, Read(("a",))) == (None,)
+    assert ask(store, ListPage(Query())).rows == ()
+    created = ask(store, Create((new("a"),)))[0]
+    assert created.fresh
+    assert created.row.incarnation == 2
+    assert len(ask(store, ListPage(Query())).rows) == 1
+    store.close()
+
+
+def test_one_program_at_a_time(tmp_path: Path) -> None:
+    """F033: a second opening is refused and names who holds the folder."""
+    store = open_store(tmp_path, label="first")
+    with pytest.raises(StorageBusyError, match=r"pid \d+ \(first\)"):
+        open_store(tmp_path)
+    ask(store, CloseLease(lease_of(store)))
+    store.close()
+    open_store(tmp_path).close()
