@@ -100,7 +100,7 @@ class ProcessClient:
         await self._watch.close(ProcessError("", "the client was closed"))
         await self.storage.close()
 
-    # --- registering ---------------------------------------------------------------------------
+    # --- registering ------------------------------------------------------------------------
 
     @overload
     def process(self, fn: F) -> F: ...
@@ -134,7 +134,7 @@ class ProcessClient:
 
         return register if fn is None else register(fn)
 
-    # --- processes -------------------------------------------------------------------------------
+    # --- processes --------------------------------------------------------------------------
 
     async def spawn(
         self,
@@ -285,7 +285,7 @@ class ProcessClient:
             if cursor is None:
                 return
 
-    # --- for handles -----------------------------------------------------------------------------
+    # --- for handles ------------------------------------------------------------------------
 
     async def wait_ended(self, process_id: str) -> Ending:
         """Wait until a process has ended or is quarantined; for `ProcessHandle.result`."""
@@ -301,7 +301,7 @@ class ProcessClient:
         """Return a process's history; for `ProcessHandle.history`."""
         return self._reader.history(await self._read(process_id))
 
-    # --- what a host does otherwise -----------------------------------------------------------------
+    # --- what a host does otherwise ---------------------------------------------------------
 
     async def _create(self, process: NewProcess) -> Created:
         (created,) = await repeat_unknown(lambda: self.storage.create([process]))
@@ -319,7 +319,7 @@ class ProcessClient:
     def _check_registering(self) -> None:
         """Raise if no function can be registered now."""
 
-    # --- inside --------------------------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------
 
     async def _read(self, process_id: str) -> Snapshot:
         self._check_usable()

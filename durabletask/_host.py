@@ -113,6 +113,7 @@ class ProcessHost(ProcessClient):
         self._failure: Exception | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._stop_asked = asyncio.Event()
+        self._stopping: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -140,7 +141,11 @@ class ProcessHost(ProcessClient):
                 f"the host is {self._state.value} and cannot be started",
                 hint="make a new ProcessHost for each start",
             )
-        self._session = await self._open_session()
+        try:
+            self._session = await self._open_session()
+        except BaseException:
+            await self.storage.close()
+            raise
         self._state = _State.RUNNING
         self._supervisor = asyncio.create_task(self._supervise(), name="durabletask host")
 
@@ -153,23 +158,11 @@ class ProcessHost(ProcessClient):
         Args:
             drain_s: How long steps in flight may take; the host's own if not given.
         """
-        if self._state in (_State.STOPPED, _State.STOPPING, _State.NEW):
-            if self._state is _State.NEW:
-                self._state = _State.STOPPED
-            return
-        failed = self._state is _State.FAILED
-        self._state = _State.STOPPING
-        self._stop_asked.set()
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            await asyncio.wait([self._supervisor])
-        if self._session is not None:
-            if not failed:
-                await self._session.drain(self._drain_s if drain_s is None else drain_s)
-            await self._session.close()
-        await self._watch.close(HostStateError("the host has stopped"))
-        await self.storage.close()
-        self._state = _State.STOPPED
+        if self._stopping is None:
+            drain_s = self._drain_s if drain_s is None else drain_s
+            self._stopping = asyncio.create_task(self._stop(drain_s), name="durabletask stop")
+        # Shielded: a caller that gives up waiting must not leave a host that is half stopped.
+        await asyncio.shield(self._stopping)
 
     async def serve(self) -> None:
         """Run until SIGTERM or SIGINT arrives; then return, so that `async with` drains.
@@ -197,7 +190,21 @@ class ProcessHost(ProcessClient):
         if self._failure is not None:
             raise self._failure
 
-    # --- inside ---------------------------------------------------------------------------------
+    # --- inside -----------------------------------------------------------------------------
+
+    async def _stop(self, drain_s: float) -> None:
+        before, self._state = self._state, _State.STOPPING
+        self._stop_asked.set()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait([self._supervisor])
+        if self._session is not None:
+            if before is _State.RUNNING:
+                await self._session.drain(drain_s)
+            await self._session.close()
+        await self._watch.close(HostStateError("the host has stopped"))
+        await self.storage.close()
+        self._state = _State.STOPPED
 
     async def _open_session(self) -> Session:
         session = Session(self._config)
@@ -216,8 +223,7 @@ class ProcessHost(ProcessClient):
                 self._stop_asked.set()
                 return
             _log.warning("the lease is lost; everything in memory is dropped: %s", error)
-            lost, self._session = self._session, None
-            await lost.close()
+            await self._session.close()
             self._session = await self._reopen()
 
     async def _reopen(self) -> Session:

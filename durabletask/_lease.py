@@ -29,12 +29,16 @@ TRUSTED_SHARE = 0.8
 class Trust:
     """How far a lease can be trusted, by the host's own monotonic clock."""
 
-    __slots__ = ("_clock", "_now_at", "_read_s", "_until_s", "holds")
+    __slots__ = ("_clock", "_loop", "_now_at", "_read_s", "_timer", "_until_s", "_waiters", "holds")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.holds = asyncio.Event()
-        """Clear from the moment when a step that starts could start elsewhere too."""
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._until_s: float | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self.holds = True
+        """False from the moment when a step that starts here could start elsewhere too."""
 
     def take(self, lease: Lease, asked_s: float) -> None:
         """Take in a lease as it was given or renewed.
@@ -46,9 +50,41 @@ class Trust:
                 from the question to be safe.
         """
         self.observe(lease.now_at)
-        ttl_s = lease.ttl_s
-        self._until_s = None if ttl_s is None else asked_s + ttl_s * TRUSTED_SHARE
-        self.holds.set()
+        if lease.ttl_s is not None:
+            self._until_s = asked_s + lease.ttl_s * TRUSTED_SHARE
+            self.check()
+
+    def observe(self, now_at: datetime) -> None:
+        """Take in the storage's time from an answer; the host's monotonic clock may have slept."""
+        self._now_at, self._read_s = now_at, self._clock.monotonic_s()
+
+    def regained(self) -> "asyncio.Future[None]":
+        """Return a future that is set when the lease can be trusted again."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append(waiter)
+        return waiter
+
+    def check(self) -> None:
+        """Withdraw trust when its time is over, give it back when the lease was renewed."""
+        self.close()
+        if self._until_s is None:
+            return
+        left_s = self._until_s - self._clock.monotonic_s()
+        self.holds = left_s > 0
+        if not self.holds:
+            return
+        # By a timer of its own: a renewal that hangs must not keep trust alive.
+        self._timer = self._loop.call_later(left_s, self.check)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def close(self) -> None:
+        """Look no more whether the time is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def now(self) -> datetime:
         """Return a lower bound of the storage's time: nothing that is due by it is early.
@@ -58,19 +94,6 @@ class Trust:
         """
         passed_s = self._clock.monotonic_s() - self._read_s
         return self._now_at + timedelta(seconds=passed_s)
-
-    def observe(self, now_at: datetime) -> None:
-        """Take in the storage's time from an answer; the host's monotonic clock may have slept."""
-        self._now_at, self._read_s = now_at, self._clock.monotonic_s()
-
-    def check(self) -> float:
-        """Withdraw trust if its time is over; return for how long it still holds."""
-        if self._until_s is None:
-            return float("inf")
-        left_s = self._until_s - self._clock.monotonic_s()
-        if left_s <= 0:
-            self.holds.clear()
-        return left_s
 
 
 async def keep_renewed(
@@ -85,12 +108,11 @@ async def keep_renewed(
         return
     pause_s = lease.ttl_s / RENEWALS_PER_TTL
     while True:
-        await asyncio.sleep(min(pause_s, max(trust.check(), pause_s / 10)))
+        await asyncio.sleep(pause_s)
         asked_s = clock.monotonic_s()
         try:
             trust.take(await storage.renew(lease), asked_s)
         except (StorageUnavailableError, StorageUnknownError) as error:
-            trust.check()
             _log.warning("lease of host %s was not renewed: %s", lease.host_id, error)
         except (LeaseLostError, StorageFailedError) as error:
             on_broken(error)

@@ -385,15 +385,15 @@ async def _plain_step(
         if held.form is Form.CANCELLED:
             await run.relive_cancel(held)
         return run.unseal(held, shape)
-    if not run.services.trust.holds.is_set():
-        await run.hold(None, asyncio.ensure_future(run.services.trust.holds.wait()))
+    if not run.services.trust.holds:
+        await run.hold(None, run.services.trust.regained())
     begun_s = run.services.monotonic_s()
     requests = _steps.cancel_requests()
     run.step_begins()
     STEP.set(_steps.Step(run, key, NO_INDEX, 1, None))
     try:
         payload, value = shape.record(await fn(*args))
-    except (Exception, asyncio.CancelledError) as error:
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  (it is the outcome)
         STEP.set(None)
         failure = _steps.as_failure(run, error, requests)
         return await _steps.settle(run, Kind.DO, key, NO_INDEX, failure, begun_s)

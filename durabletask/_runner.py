@@ -37,7 +37,7 @@ async def execute(run: Run, definition: Definition, input: bytes) -> Ending | No
             type(error).__name__,
             extra={"process_id": run.process_id, "process_name": run.name},
         )
-        ending = Ending(Status.QUARANTINED, Form.ERROR, run.services.failures.encode(error))
+        ending = quarantined(run, error)
     if ending is None or not await run.conclude(ending):
         return None
     return ending
@@ -51,7 +51,7 @@ async def _call(run: Run, definition: Definition, input: bytes) -> Ending | None
         return None
     try:
         value = await definition.fn(Process(run), *args, **kwargs)
-    except (Exception, asyncio.CancelledError) as error:
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  (it is the outcome)
         if not run.end():
             return None
         _warn_never_asked(run)
@@ -98,6 +98,11 @@ async def unwind(run: Run) -> None:
                 run.name,
                 extra={"process_id": run.process_id, "process_name": run.name},
             )
+
+
+def quarantined(run: Run, error: Exception) -> Ending:
+    """Return the last word on a process that is set aside."""
+    return Ending(Status.QUARANTINED, Form.ERROR, run.services.failures.encode(error))
 
 
 def damaged(process_id: str, damage: str) -> ProcessQuarantinedError:

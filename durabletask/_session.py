@@ -34,7 +34,6 @@ from durabletask._model import (
     Created,
     Ending,
     Event,
-    Lease,
     NewProcess,
     Status,
 )
@@ -42,7 +41,7 @@ from durabletask._observe import Observer, ProcessChange, tell
 from durabletask._registry import Registry
 from durabletask._retry import RetryPolicy
 from durabletask._run import Run, Services
-from durabletask._runner import damaged, execute, unwind
+from durabletask._runner import damaged, execute, quarantined, unwind
 from durabletask._storage import Hints, ProcessStorage
 from durabletask._timers import Timers
 from durabletask._writer import BACKOFF_MAX_S, BACKOFF_MIN_S, GroupCommit, Writer, repeat_unknown
@@ -85,10 +84,11 @@ class Session:
         self.broken: asyncio.Future[Exception] = self._loop.create_future()
         """Set with the error that ended the lease or the storage."""
         self._look = asyncio.Event()
-        # News of a process whose creation is acknowledged but not yet heard of here.
+        self._full = False
+        # News of a process whose creation the storage has acknowledged and we have not yet heard.
         self._early: dict[str, list[Event]] = {}
+        self._creating = False
         self._unwinding: set[asyncio.Task[None]] = set()
-        self._tasks: list[asyncio.Task[Any]] = []
         self._trust = Trust(config.clock)
         self._threads = ThreadPoolExecutor(config.limits.threads_max, "durabletask step")
 
@@ -99,7 +99,7 @@ class Session:
             StorageError: There is none to be had.
         """
         config = self._config
-        host_id = f"{config.random.getrandbits(128):032x}"
+        host_id = self._new_id()
         asked_s = config.clock.monotonic_s()
         self.lease = await config.storage.open_lease(host_id, config.label)
         self._trust.take(self.lease, asked_s)
@@ -121,10 +121,8 @@ class Session:
         )
         _sessions.add(self)
         renewal = keep_renewed(config.storage, self.lease, self._trust, config.clock, self._break)
-        self._tasks = [
-            self._loop.create_task(self._claim_for_ever(), name="durabletask claims"),
-            self._loop.create_task(renewal, name="durabletask lease"),
-        ]
+        self._claiming = self._loop.create_task(self._claim_for_ever(), name="durabletask claims")
+        self._renewing = self._loop.create_task(renewal, name="durabletask lease")
 
     def deliver(self, process_id: str, event: Event) -> None:
         """Hand a stored event to the run it is for, if that keeps the order of arrival."""
@@ -136,7 +134,8 @@ class Session:
 
     async def drain(self, drain_s: float) -> None:
         """Begin nothing more; let steps in flight finish and be recorded, then interrupt."""
-        await self._end_tasks(self._tasks)
+        # The lease is renewed until the end: a drain may take longer than its time.
+        await self._end_tasks([self._claiming])
         for run in list(self.runs.values()):
             run.drain()
         tasks = [run.task for run in self.runs.values() if run.task is not None]
@@ -160,7 +159,8 @@ class Session:
         self._unsubscribe()
         error = HostStateError("the host has stopped")
         self._timers.close()
-        await self._end_tasks(self._tasks)
+        self._trust.close()
+        await self._end_tasks([self._claiming, self._renewing])
         await self._interrupt_all()
         await self._creations.close(error)
         await self._writer.close(error)
@@ -171,7 +171,10 @@ class Session:
 
     def forget_after_fork(self) -> None:
         """Refuse everything in a forked child: the lease and the sockets are the parent's."""
-        for run in self.runs.values():
+        error = StorageFailedError("this is a forked child; the host belongs to its parent")
+        self._writer.abandon(error)
+        self._creations.abandon(error)
+        for run in list(self.runs.values()):
             run.interrupt()
 
     # --- taking processes -------------------------------------------------------------------
@@ -183,21 +186,23 @@ class Session:
         config = self._config
         wait_s = BACKOFF_MIN_S
         idle_s = POLL_MIN_S
+        claim_id = self._new_id()
         while True:
             # Cleared before looking: a hint that arrives meanwhile makes it look again.
             self._look.clear()
-            claim_id = f"{config.random.getrandbits(128):032x}"
             try:
                 more, next_s, found = await self._claim(claim_id)
             except (StorageUnavailableError, StorageUnknownError) as error:
                 _log.warning("storage: %s; claiming again in %.2f s", error, wait_s)
                 await asyncio.sleep(wait_s * (0.5 + config.random.random() / 2))
                 wait_s = min(wait_s * 2, BACKOFF_MAX_S)
+                # With the same id: what a claim took whose answer was lost is ours to run.
                 continue
             except StorageError as error:
                 self._break(error)
                 return
             wait_s = BACKOFF_MIN_S
+            claim_id = self._new_id()
             if more:
                 await asyncio.sleep(0)
                 continue
@@ -235,7 +240,8 @@ class Session:
         next_s = float("inf")
         if claims.next_at is not None:
             next_s = max((claims.next_at - claims.now_at).total_seconds(), POLL_MIN_S)
-        return claims.more and room > len(claims.claimed), next_s, bool(claims.claimed)
+        self._full = claims.more and len(self.runs) >= config.limits.resident_max
+        return claims.more and not self._full, next_s, bool(claims.claimed)
 
     async def _create(self, processes: list[NewProcess]) -> Sequence[Created]:
         lease = self.lease if len(self.runs) < self._config.limits.resident_max else None
@@ -243,19 +249,27 @@ class Session:
         async def call() -> Sequence[Created]:
             return await self._config.storage.create(processes, lease)
 
-        created = await repeat_unknown(call)
-        for answer in created:
-            row = answer.row
-            if answer.fresh and row.owner == self.lease.host_id and row.ending is None:
-                self._start(Claimed(row))
+        self._creating = True
+        try:
+            created = await repeat_unknown(call)
+            for answer in created:
+                row = answer.row
+                if answer.fresh and row.owner == self.lease.host_id and row.ending is None:
+                    self._start(Claimed(row))
+        finally:
+            self._creating = False
+            self._early.clear()
         return created
 
     def _news(self, claimed: Claimed) -> None:
         run = self.runs.get(claimed.row.process_id)
         if run is not None:
             run.mailbox.add(claimed.events)
-        else:
+        elif self._creating:
             self._early.setdefault(claimed.row.process_id, []).extend(claimed.events)
+
+    def _new_id(self) -> str:
+        return f"{self._config.random.getrandbits(128):032x}"
 
     # --- running ----------------------------------------------------------------------------
 
@@ -280,13 +294,17 @@ class Session:
 
     def _left(self, run: Run, task: "asyncio.Task[Ending | None]") -> None:
         self.runs.pop(run.process_id, None)
+        if self._full:
+            self._look.set()
         ending = None
         if not task.cancelled():
             error = task.exception()
             if error is None:
                 ending = task.result()
-            else:
+            elif isinstance(error, Exception):
+                # A fault of ours stops this process only, visibly, and loses nothing.
                 _log.error("process %s: the engine failed", ascii(run.process_id), exc_info=error)
+                run.submit(ending=quarantined(run, error))
         self._config.on_left(run.process_id, ending)
         if self._config.observers:
             change = ProcessChange(

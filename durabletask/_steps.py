@@ -120,7 +120,7 @@ class StepRun:
             requests = cancel_requests()
             try:
                 payload, value = shape.record(await self._attempt(attempt, note))
-            except (Exception, asyncio.CancelledError) as error:
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  (the outcome)
                 failure = as_failure(run, error, requests)
                 self._tell(attempt, Phase.CANCELLED if failure is None else Phase.FAILED, failure)
                 if failure is not None:
@@ -138,9 +138,8 @@ class StepRun:
 
     async def _attempt(self, attempt: int, note: RetryNote | None) -> Any:
         run = self._run
-        trust = run.services.trust
-        if not trust.holds.is_set():
-            await run.hold(None, asyncio.ensure_future(trust.holds.wait()))
+        if not run.services.trust.holds:
+            await run.hold(None, run.services.trust.regained())
         previous = run.services.failures.decode(bytes(note.errors[-1])) if note else None
         STEP.set(Step(run, self._key, self._index, attempt, previous))
         self._tell(attempt, Phase.STARTED)
@@ -165,9 +164,8 @@ class StepRun:
         except asyncio.CancelledError:
             await run.record_cancelled(self._kind, self._key, self._index, begun_s)
             raise
-        finally:
-            run.steps += 1
         await run.stay_open(self._key)
+        run.step_begins()
 
     def _next_note(
         self, attempt: int, error: Exception, first_at: datetime, note: RetryNote | None

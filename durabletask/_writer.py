@@ -101,11 +101,12 @@ class GroupCommit(Generic[T, R]):
 
     async def close(self, error: BaseException) -> None:
         """Send nothing any more; whoever still waits, and every later item, meets `error`."""
-        self._break(error)
+        self.abandon(error)
         self._task.cancel()
         await asyncio.wait([self._task])
 
-    def _break(self, error: BaseException) -> None:
+    def abandon(self, error: BaseException) -> None:
+        """Send nothing from now on; everybody meets `error`."""
         if self._broken is None:
             self._broken = error
         for answer in self._in_flight + self._answers:
@@ -141,7 +142,7 @@ class GroupCommit(Generic[T, R]):
                             self._late[answer] = outcome
                 self._in_flight = []
         except asyncio.CancelledError:
-            self._break(asyncio.CancelledError("the host's loop is shutting down"))
+            self.abandon(asyncio.CancelledError("the host's loop is shutting down"))
             raise
 
     def _take(self) -> "tuple[list[T], list[asyncio.Future[R]]]":
@@ -211,6 +212,7 @@ class Writer:
         self.submit = self._group.submit
         self.follow = self._group.follow
         self.close = self._group.close
+        self.abandon = self._group.abandon
 
     def mark(self, run: Standing) -> None:
         """Have `run.standing()` asked when the next batch leaves.
@@ -251,6 +253,12 @@ class Writer:
             except (LeaseLostError, StorageFailedError) as error:
                 self._on_broken(error)
                 raise
+            except Exception as error:
+                # A storage that breaks its contract: the outcome is unknown, and no error of
+                # its own may reach user code, which would compensate for it.
+                failed = StorageFailedError(f"the storage raised {type(error).__name__}: {error}")
+                self._on_broken(failed)
+                raise failed from error
 
 
 def _split(units: list[Unit], bytes_max: int) -> Sequence[Sequence[Unit]]:
