@@ -1,0 +1,58 @@
+"""The README's programs run, and its links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run(program: str, folder: Path) -> str:
+    """Run a program in a folder and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_there_is_a_program() -> None:
+    """The README shows a program, and it is short."""
+    assert PROGRAMS
+    assert max(len(program.splitlines()) for program in PROGRAMS) <= 35
+
+
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
+def test_programs_run_and_do_nothing_twice(number: int, tmp_path: Path) -> None:
+    """S0.02: each program of the README runs; a second start knows the result and runs no step."""
+    first = run(PROGRAMS[number], tmp_path).splitlines()
+    again = run(PROGRAMS[number], tmp_path).splitlines()
+    assert first[-1] == again[-1]
+    assert len(first) > len(again), "the steps print, and they must not run again"
+
+
+def test_names_the_namesake() -> None:
+    """The README warns of the other distribution with the same import name."""
+    assert "pip install durabletask-saga" in README
+    assert "cannot share an environment" in README
+    assert "## Not promised" in README
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/concepts.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    """Every relative link of the pages points to a file of the repository."""
+    path = ROOT / page
+    if not path.exists():
+        pytest.fail(f"{page} is missing")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
