@@ -95,11 +95,15 @@ class Committer:
         if keys is None:
             keys = self._load(proc)
         for each in unit.checkpoints:
-            if not each.replaces and has_key(keys, slot(each.kind, each.key, each.index)):
+            if not has_key(keys, slot(each.kind, each.key, each.index)):
+                continue
+            if each.replaces:
+                dead = self._table.dead
+                dead[self._log.number] = dead.get(self._log.number, 0) + len(each.payload)
+            else:
                 held = self._held(proc, unit)
                 if held:
                     return UnitOutcome(held=held)
-                break
         if unit.consumes:
             pending = proc.mail.pending if proc.mail is not None else {}
             if len(set(unit.consumes)) < len(unit.consumes) or not all(

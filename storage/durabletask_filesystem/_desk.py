@@ -1,6 +1,7 @@
 """Creating, delivering and purging: what clients write."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 
 import msgspec
@@ -17,7 +18,7 @@ from durabletask.storage import (
 from durabletask_filesystem import _records
 from durabletask_filesystem._commit import check_payload
 from durabletask_filesystem._history import Library, mailbox
-from durabletask_filesystem._log import Log
+from durabletask_filesystem._log import DamageError, Log
 from durabletask_filesystem._records import EventRecord, PurgeRecord, UnitRecord
 from durabletask_filesystem._state import OFFSET_MASK, SEGMENT_SHIFT, Mail, Proc
 from durabletask_filesystem._table import Table
@@ -148,6 +149,11 @@ class Desk:
         last = self._library.last_word(process_id)
         if not isinstance(last, UnitRecord):
             return Refusal.UNKNOWN_PROCESS
+        proc = self._library.finished(process_id)
+        assert proc is not None
+        with suppress(DamageError):  # a broken history can be purged all the same
+            for number, size in self._library.weigh(proc).items():
+                self._table.dead[number] = self._table.dead.get(number, 0) + size
         record = PurgeRecord(process_id, last.incarnation, now)
         offset = self._log.append(_records.encode(record))
         self._table.apply_purge(record, self._log.number, offset)

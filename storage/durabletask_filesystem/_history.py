@@ -5,11 +5,13 @@ the newest segment is found from memory, the older ones by their indexes. A
 hash is only a hint: what is found is read, and must name the process.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from durabletask.storage import Checkpoint, Event, Kind, ProcessRow
+from durabletask_filesystem._frames import OVERHEAD_BYTES
 from durabletask_filesystem._index import id_hash
 from durabletask_filesystem._log import DamageError, Log, Segment
 from durabletask_filesystem._records import (
@@ -121,8 +123,25 @@ class Library:
         Raises:
             DamageError: One of them cannot be read.
         """
+        records = [record for record, _, _ in self._walk(proc)]
+        records.reverse()
+        return records
+
+    def weigh(self, proc: Proc) -> dict[int, int]:
+        """Return how many bytes a process takes, by number of segment.
+
+        Raises:
+            DamageError: A record cannot be read.
+        """
+        weights: dict[int, int] = {}
+        for _, segment, offset in self._walk(proc):
+            size = len(self._log.payload(segment, offset)) + OVERHEAD_BYTES
+            weights[segment.number] = weights.get(segment.number, 0) + size
+        return weights
+
+    def _walk(self, proc: Proc) -> Iterator[tuple[Trail, Segment, int]]:
+        """Yield the records of a process with their places, newest first, back to its creation."""
         spot = proc.spot or self._table.gone.get(proc.id, 0)
-        records: list[Trail] = []
         for segment, last, _ in self._places(proc.id, spot):
             offset = last
             while offset:
@@ -133,10 +152,9 @@ class Library:
                     if offset == last:
                         break  # two ids of one hash
                     raise DamageError(segment.number, offset, "a record of another process")
-                records.append(record)
+                yield record, segment, offset
                 if isinstance(record, NewRecord):
-                    records.reverse()
-                    return records
+                    return
                 offset = record.prev
         raise DamageError(self._log.number, 0, f"the creation of {proc.id!r} is not there")
 

@@ -31,6 +31,7 @@ class Head(msgspec.Struct, frozen=True):
         batch: Number of the last batch.
         hosts: Labels of the hosts whose lease was open, by identity.
         damage: What is wrong with a process, by id; of the whole store.
+        dead: Bytes known to be of no use any more, by number of segment; of the whole store.
         touched: How many processes have an entry.
         births: How many creations there are.
     """
@@ -42,6 +43,7 @@ class Head(msgspec.Struct, frozen=True):
     created_last: datetime
     hosts: dict[str, str]
     damage: dict[str, str]
+    dead: dict[int, int]
     touched: int
     births: int
 

@@ -6,7 +6,8 @@ can be read at once; it is durable when `flush` has returned.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from zlib import crc32
 
 from durabletask_filesystem import _frames, _manifest, _records
@@ -66,7 +67,7 @@ class Segment:
         Raises:
             DamageError: One is broken.
         """
-        data = self._folder.read(segment_name(self.number), 0, self.end)
+        data = memoryview(self._folder.map(segment_name(self.number)))[: self.end]
         end = 0
         for frame in _frames.scan(self.salt, data, 0):
             end = frame.end
@@ -74,6 +75,16 @@ class Segment:
                 yield frame
         if end != self.end:
             raise DamageError(self.number, end, "the frame is broken")
+
+    def head(self) -> bytes:
+        """Return its first frame."""
+        return _frames.encode(
+            self.salt, 0, _records.encode(_records.SegmentHead(self.number, self.salt))
+        )
+
+    def frame(self, payload: bytes) -> bytes:
+        """Return the frame that holds `payload` at the end."""
+        return _frames.encode(self.salt, self.end, payload)
 
     def forget_view(self) -> None:
         """Drop the mapping, because the file is about to be cut."""
@@ -99,6 +110,7 @@ class Log:
         self.number = segment.number
         self._salt = segment.salt
         self.end = self._written = self._durable = segment.end
+        self._head_end = len(segment.head())
         self._in_batch = False
 
     # --- writing -------------------------------------------------------------------------
@@ -156,6 +168,11 @@ class Log:
         except OSError as error:
             raise SyncError(str(error)) from error
         self._durable = self._written
+
+    @property
+    def empty(self) -> bool:
+        """Whether the active segment holds nothing but its head."""
+        return self.end == self._head_end
 
     @property
     def dirty(self) -> bool:
@@ -248,6 +265,35 @@ class Log:
         self._start_at(segment)
         return sealed
 
+    def replace(self, run: Sequence[Segment], target: Segment, index: bytes) -> None:
+        """Put one segment in the place of several, and remove their files.
+
+        A crash leaves the old manifest or the new one, and what it does not
+        name is removed at the next opening.
+
+        Raises:
+            SyncError: The manifest may or may not have been replaced.
+            OSError: It was not.
+        """
+        at = self.segments.index(run[0])
+        segments = [*self.segments[:at], target, *self.segments[at + len(run) :]]
+        self.write_index(target, index)
+        parts = [each.part for each in segments[:-1]]
+        _manifest.save(
+            self.folder,
+            Manifest(
+                parts=(*parts, Part(self.number, self._salt)),
+                next_number=self.next_number,
+                # What was synced once stays so.
+                clean_bytes=self._durable,
+            ),
+        )
+        self.segments = segments
+        for segment in run:
+            for name in (segment_name(segment.number), index_name(segment.number)):
+                with suppress(OSError):
+                    self.folder.remove(name)
+
     def write_index(self, segment: Segment, data: bytes) -> None:
         """Give a sealed segment its index, and put it beside it if that is possible.
 
@@ -283,13 +329,14 @@ def create_segment(
     if name.partition("/")[2] in folder.names("segments"):
         folder.remove(name)  # a crash, or a failed attempt, left it before a manifest named it
     file = folder.create(name)
-    head = _records.encode(_records.SegmentHead(number, salt))
-    frame = _frames.encode(salt, 0, head)
+    segment = Segment(folder, Part(number, salt))
+    head = segment.head()
+    segment.end = len(head)
     try:
-        file.append(frame)
+        file.append(head)
         file.sync()
         folder.sync_entries("segments")
     except OSError:
         file.close()
         raise
-    return Segment(folder, Part(number, salt, len(frame))), file
+    return segment, file

@@ -134,6 +134,7 @@ def _load_indexes(log: Log, table: Table) -> list[Segment]:
         log.batch = head.batch
         table.hosts = dict(head.hosts)
         table.damage = dict(head.damage)
+        table.dead = dict(head.dead)
         table.created_last = head.created_last
     for at, index in enumerate(indexes):
         newer = indexes[at + 1 :]

@@ -97,8 +97,28 @@ class CloseLease(msgspec.Struct, frozen=True, tag="close_lease"):
     lease: Lease
 
 
+class Compact(msgspec.Struct, frozen=True, tag="compact"):
+    """Merge sealed segments.
+
+    Attributes:
+        slice: Only go on with what is under way, for some milliseconds.
+    """
+
+    slice: bool = False
+
+
 Request = (
-    Create | Deliver | Read | ListPage | Purge | OpenLease | Renew | Claim | Commit | CloseLease
+    Compact
+    | Create
+    | Deliver
+    | Read
+    | ListPage
+    | Purge
+    | OpenLease
+    | Renew
+    | Claim
+    | Commit
+    | CloseLease
 )
 
 Answer = (
@@ -110,6 +130,7 @@ Answer = (
     | Page
     | Lease
     | Claims
+    | int
     | None
     | DurableTaskError
 )

@@ -29,6 +29,7 @@ def index_of(log: Log, table: Table, segment: Segment) -> bytes:
         created_last=table.created_last,
         hosts=table.hosts,
         damage=table.damage,
+        dead=table.dead,
         touched=0,
         births=0,
     )

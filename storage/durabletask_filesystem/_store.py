@@ -4,8 +4,9 @@ Knows nothing of event loops and threads; whoever calls it does so from one
 thread at a time. `FileSystemStorage` runs it on a worker thread.
 """
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
 import orjson
@@ -21,11 +22,12 @@ from durabletask.errors import (
 )
 from durabletask_filesystem import _manifest
 from durabletask_filesystem._commit import Committer
+from durabletask_filesystem._compaction import Compaction, mergeable, worth_merging
 from durabletask_filesystem._desk import Desk
 from durabletask_filesystem._files import Folder, SyncError
 from durabletask_filesystem._history import Library
 from durabletask_filesystem._leases import Leases
-from durabletask_filesystem._log import DamageError
+from durabletask_filesystem._log import DamageError, Segment
 from durabletask_filesystem._manifest import segment_name
 from durabletask_filesystem._reading import Reader
 from durabletask_filesystem._recovery import recover
@@ -34,6 +36,7 @@ from durabletask_filesystem._requests import (
     Claim,
     CloseLease,
     Commit,
+    Compact,
     Create,
     Deliver,
     ListPage,
@@ -47,6 +50,8 @@ from durabletask_filesystem._sealing import seal
 
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
 LOCK_NAME = "LOCK"
+
+_log = logging.getLogger("durabletask.filesystem")
 
 _REPAIR = "python -m durabletask_filesystem repair DIR"
 
@@ -71,6 +76,7 @@ class Store:
         self._entropy = entropy
         self._failed: str | None = None
         self._closed = False
+        self._merge: Iterator[None] | None = None
         self._mark: tuple[bytes, int] | None = None
 
     @classmethod
@@ -109,6 +115,7 @@ class Store:
             log, table = recover(self.folder, self._entropy)
         except OSError as error:
             raise StorageUnavailableError(f"the folder cannot be opened: {error}") from error
+        self._merge = None
         self._log = log
         self._table = table
         self._library = Library(log, table)
@@ -132,6 +139,8 @@ class Store:
         """
         self._check_usable()
         answers: list[Answer] = []
+        # Until the end is reached: whatever else breaks leaves memory and disk apart.
+        self._failed = "an unexpected error in an earlier call"
         try:
             now = self._clock.now()
             for request in requests:
@@ -148,6 +157,7 @@ class Store:
             raise self._poison(f"a sync failed: {error}") from error
         except OSError as error:
             raise self._take_back(error) from error
+        self._failed = None
         if self._log.end >= self._segment_bytes_max:
             self.rotate()
         return answers
@@ -174,6 +184,13 @@ class Store:
                 return self._leases.open(host_id, label, now)
             case Renew(lease):
                 return self._leases.open(self._leases.check(lease), lease.label, now)
+            case Compact(slice=True):
+                self._compact_slice()
+                return int(self.compacting)
+            case Compact():
+                self._log.flush()
+                self._failed = None
+                return self.compact()
             case CloseLease(lease):
                 self._leases.close(lease, now)
                 return None
@@ -197,6 +214,7 @@ class Store:
     def _take_back(self, error: OSError) -> StorageUnavailableError | StorageFailedError:
         """Undo a batch whose write failed, on disk and in memory."""
         mine = self._leases.mine
+        self._failed = None
         try:
             self._log.cut_back()
             self._log.close_file()
@@ -221,10 +239,51 @@ class Store:
         except OSError:
             return  # the old one goes on; a full disk will say so at the next write
         seal(self._log, self._table, sealed)
+        if self._merge is None:
+            self._begin_compaction(
+                worth_merging(self._log, self._table.dead, self._segment_bytes_max)
+            )
 
     def compact(self) -> int:
-        """Merge sealed segments without what nobody can ask for; return the bytes gained."""
-        raise NotImplementedError
+        """Merge all sealed segments without what nobody can ask for; return the bytes gained.
+
+        Raises:
+            StorageFailedError: The store is poisoned for good.
+        """
+        self._check_usable()
+        if not self._log.empty:
+            self.rotate()
+            self._merge = None
+        size = sum(segment.end for segment in self._log.segments[:-1])
+        self._begin_compaction(mergeable(self._log))
+        while self.compacting:
+            self._compact_slice()
+        return size - sum(segment.end for segment in self._log.segments[:-1])
+
+    @property
+    def compacting(self) -> bool:
+        """Whether a merge is under way."""
+        return self._merge is not None
+
+    def _begin_compaction(self, run: Sequence[Segment]) -> None:
+        if run:
+            merge = Compaction(self._log, self._table, self._library, run, self._entropy)
+            self._merge = merge.steps()
+
+    def _compact_slice(self) -> None:
+        """Go on with a merge for some milliseconds; one that cannot be done is given up."""
+        if self._merge is None:
+            return
+        try:
+            next(self._merge)
+            return
+        except StopIteration:
+            pass
+        except SyncError as error:
+            raise self._poison(str(error)) from error
+        except (OSError, DamageError) as error:
+            _log.warning("compaction was given up, nothing was changed: %s", error)
+        self._merge = None
 
     # --- holding the folder ------------------------------------------------------------------
 
@@ -239,6 +298,7 @@ class Store:
         Args:
             clean: Write the clean-close mark first.
         """
+        self._merge = None
         if clean and self._failed is None:
             self._mark_clean()
         self._log.close_file()

@@ -51,6 +51,7 @@ class Table:
         hosts: Labels of the hosts whose lease is open, by identity.
         news: Ids of held processes with an event that the owner has not heard of.
         damage: What is wrong with a process, by id.
+        dead: Bytes known to be of no use any more, by number of segment.
         births: Microseconds since 1970 and offset of each creation in the active segment.
     """
 
@@ -61,6 +62,7 @@ class Table:
         self.news: dict[str, None] = {}
         self.damage: dict[str, str] = {}
         self.births: tuple[array[int], array[int]] = (array("q"), array("I"))
+        self.dead: dict[int, int] = {}
         self.created_last = EPOCH
         # (due, tie, process) by name. Entries are never removed, only recognised as stale.
         self._due: dict[str, list[tuple[datetime, int, Proc]]] = {}

@@ -212,3 +212,46 @@ def test_one_program_at_a_time(tmp_path: Path) -> None:
     ask(store, CloseLease(lease_of(store)))
     store.close()
     open_store(tmp_path).close()
+
+
+def test_compaction_keeps_what_can_be_asked_for(tmp_path: Path) -> None:
+    """F037: after a merge every answer is the same, and what was purged or replaced is gone."""
+    store = open_store(tmp_path)
+    lease = lease_of(store)
+    ask(store, Create(tuple(new(f"p{i}") for i in range(6)), lease))
+    for seq in range(1, 4):
+        units = tuple(
+            unit(f"p{i}", seq, done(f"s{seq}"), done("var", b"%d" % seq, replaces=True))
+            for i in range(6)
+        )
+        ask(store, Commit(lease, units))
+        ask(
+            store,
+            Deliver((NewEvent(process_id="p0", event_id=f"e{seq}", name="n", payload=b"1"),), 10),
+        )
+        store.rotate()
+    ask(store, Commit(lease, (unit("p0", 4, consumes=(2,)),)))
+    ask(store, Commit(lease, tuple(unit(f"p{i}", 4, ending=FINISH) for i in range(2, 6))))
+    store.rotate()
+    ask(store, Purge(("p4", "p5")))
+    ask(store, Create((new("p5", creation_id="again"),)))
+    ids = tuple(f"p{i}" for i in range(7))
+    before = ask(store, Read(ids, history=True))
+    listed = ask(store, ListPage(Query()))
+    assert store.compact() > 0
+    assert ask(store, Read(ids, history=True)) == before
+    assert ask(store, ListPage(Query())) == listed
+    for again in range(2):
+        crash(store)
+        if again:
+            for path in (tmp_path / "segments").glob("*.idx"):
+                path.unlink()
+        store = open_store(tmp_path)
+        assert ask(store, Read(ids, history=True)) == before
+        assert ask(store, ListPage(Query())) == listed
+    text = b"".join(path.read_bytes() for path in (tmp_path / "segments").glob("*.log"))
+    assert text.count(b'"key":"var"') == 4  # of p0 to p3, the last one each
+    assert text.count(b'"id":"p4"') == 1  # that it was purged
+    claims = claim(store, lease_of(store, "h2"))
+    assert [each.row.process_id for each in claims.claimed] == ["p5", "p0", "p1"]
+    store.close()
