@@ -1,0 +1,1 @@
+"""The parts of the conformance suite, one promise of the seam after the other."""

@@ -1,0 +1,44 @@
+"""The conformance suite: every promise of the storage seam as a test.
+
+A backend joins by a subclass of a few lines in its own tests:
+
+    class TestMine(StorageConformance):
+        async def open_storage(self, clock: VirtualClock) -> ProcessStorage:
+            return MyStorage(clock=clock)
+
+A storage whose data survives its object also says how it is opened again
+(`reopen`), and one that takes a single host says so (`hosts_max = 1`). The
+tests are plain `async def test_…` methods; they run under pytest with
+pytest-asyncio in auto mode, or anything else that awaits test methods.
+"""
+
+import pytest
+
+# Before the modules below are imported: a failure then shows the values that were compared.
+pytest.register_assert_rewrite("durabletask.testing._conformance")
+
+from durabletask.testing._conformance.claims import ClaimConformance  # noqa: E402
+from durabletask.testing._conformance.commit import CommitConformance  # noqa: E402
+from durabletask.testing._conformance.create import CreationConformance  # noqa: E402
+from durabletask.testing._conformance.events import EventConformance  # noqa: E402
+from durabletask.testing._conformance.leases import LeaseConformance  # noqa: E402
+from durabletask.testing._conformance.lists import ListConformance  # noqa: E402
+from durabletask.testing._conformance.reopen import ReopenConformance  # noqa: E402
+from durabletask.testing._conformance.status import StatusConformance  # noqa: E402
+from durabletask.testing._conformance.values import ValueConformance  # noqa: E402
+
+__all__ = ["StorageConformance"]
+
+
+class StorageConformance(
+    CreationConformance,
+    CommitConformance,
+    StatusConformance,
+    EventConformance,
+    ClaimConformance,
+    LeaseConformance,
+    ListConformance,
+    ValueConformance,
+    ReopenConformance,
+):
+    """Every promise of the seam; override `open_storage`, and `reopen` where data stays."""

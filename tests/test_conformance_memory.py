@@ -1,0 +1,42 @@
+"""MemoryStorage keeps every promise of the seam: with leases that end, and with others."""
+
+from pathlib import Path
+
+import pytest
+
+from durabletask._memory import MemoryStorage
+from durabletask.storage import ProcessStorage
+from durabletask.testing import VirtualClock
+from durabletask.testing.conformance import StorageConformance
+
+
+class TestMemory(StorageConformance):
+    async def open_storage(self, clock: VirtualClock) -> ProcessStorage:
+        self.clock = clock
+        return MemoryStorage(clock)
+
+    async def reopen(self, storage: ProcessStorage, *, crash: bool = False) -> ProcessStorage:
+        """S1.17: what a memory storage does at a crash is to lose its hosts and nothing else."""
+        assert isinstance(storage, MemoryStorage)
+        if crash:
+            storage.crash()
+        return storage
+
+
+class TestMemoryWithEndlessLeases(TestMemory):
+    async def open_storage(self, clock: VirtualClock) -> ProcessStorage:
+        self.clock = clock
+        return MemoryStorage(clock, lease_ttl_s=None)
+
+
+class TestMemorySaved(TestMemory):
+    """S1.17: a storage loaded from its snapshot file keeps every promise too."""
+
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "state.json"
+
+    async def reopen(self, storage: ProcessStorage, *, crash: bool = False) -> ProcessStorage:
+        assert isinstance(storage, MemoryStorage)
+        storage.save(self.path)
+        return MemoryStorage.load(self.path, self.clock)
