@@ -66,6 +66,10 @@ BROAD_EXCEPTS: dict[tuple[str, str], str] = {
     ("durabletask/_runner.py", "_call"): "whatever leaves a process function ends the process",
     ("durabletask/_steps.py", "StepRun.outcome"): _STEP_FAILED,
     ("durabletask/_writer.py", "GroupCommit._run"): "handed to each that waits for the batch",
+    (
+        "durabletask/_writer.py",
+        "Writer._commit",
+    ): "a storage beyond its contract fails the host",
 }
 """(file, function) where everything is caught and kept, and why that is right there.
 
