@@ -13,7 +13,6 @@ from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 from durabletask._codec import Codec, Shape
-from durabletask._codec_any import describe
 from durabletask._codec_hints import (
     awaited,
     is_async,
@@ -22,6 +21,7 @@ from durabletask._codec_hints import (
     plain_function,
     resolve,
 )
+from durabletask._codec_refusal import describe
 from durabletask._errors import InvalidArgumentError
 
 _KEPT_MAX = 1024

@@ -22,9 +22,10 @@ import orjson
 
 from durabletask._codec_any import AnyNode, Node
 from durabletask._codec_compile import Compiler, refused
-from durabletask._codec_json import canonical, loads
+from durabletask._codec_json import loads
 from durabletask._codec_nodes import ScalarNode
 from durabletask._codec_path import UnfitError, broken_text, largest_part, render
+from durabletask._codec_refusal import is_class_of_data
 from durabletask._codec_scalars import JSON_SCALARS
 from durabletask._errors import (
     DecodeError,
@@ -69,6 +70,8 @@ class Codec:
         Raises:
             RegistrationError: Values of this annotation could not be recorded.
         """
+        if annotation is None:
+            annotation = type(None)
         try:
             shape = self._shapes.get(annotation)
         except TypeError:  # Annotated[…] with something unhashable
@@ -80,6 +83,18 @@ class Codec:
                 self._nodes.clear()
             self._shapes[annotation] = shape
         return shape
+
+    def shape_of(self, value: object) -> "Shape":
+        """Return the shape of a value that stands for its own annotation.
+
+        For an event or a first value: an object of a recordable class is
+        written as that class, all else as without an annotation.
+
+        Raises:
+            RegistrationError: The value's class cannot be recorded.
+        """
+        kind = type(value)
+        return self.shape(kind if is_class_of_data(kind) else ANY)
 
     def _compile(self, annotation: Any) -> "Shape":
         compiler = Compiler(self._any, self._nodes)
@@ -132,7 +147,7 @@ class Shape:
         """
         if type(value) in self._plain:
             try:
-                payload = orjson.dumps(value)
+                payload = b"%b" % orjson.dumps(value)  # see `write`
             except TypeError:
                 payload = _NULL  # a lone surrogate, or too many bits: `encode` says which
             # orjson writes null for what is no number
@@ -180,11 +195,14 @@ class Shape:
             raise _public(error, root) from error.__cause__
         except RecursionError:
             raise LimitExceededError(f"{root} is nested too deep to be recorded") from None
-        except RuntimeError as error:  # "changed size during iteration"
+        except MemoryError:
+            raise
+        except Exception as error:
+            # A property or a time zone of the user's, or another thread that
+            # still writes to it: none of it may lose the outcome of a step.
             raise SerializationError(
-                f"{root} changed while it was being recorded: {error}",
-                hint="another thread or task still writes to it; record a copy",
-            ) from None
+                f"{root} cannot be read in order to record it: {type(error).__name__}: {error}"
+            ) from error
 
     def unpack(self, raw: Any, root: str = "value") -> Any:
         """Return the value of a wire form, as `decode` does."""
@@ -199,13 +217,16 @@ class Shape:
                 raise DecodeError(
                     f"{strict.path(root)} {strict.message}", hint=strict.hint
                 ) from strict.__cause__
+        except (DecodeError, MemoryError):
+            raise
         except RecursionError:
             raise DecodeError(f"{root} is nested too deep") from None
+        except Exception as error:  # a __hash__ or __setattr__ of the user's
+            raise DecodeError(f"{root} cannot be put together: {error}") from error
 
-    def write(self, wire: Any, root: str = "value", bytes_max: int | None = None) -> bytes:
-        """Return the payload of a wire form within its limit."""
-        limit = self._bytes_max if bytes_max is None else bytes_max
-        return write(wire, root, limit)
+    def write(self, wire: Any, root: str = "value") -> bytes:
+        """Return the payload of a wire form; errors as `encode`."""
+        return write(wire, root, self._bytes_max)
 
 
 def write(wire: Any, root: str, bytes_max: int) -> bytes:
@@ -216,7 +237,9 @@ def write(wire: Any, root: str, bytes_max: int) -> bytes:
         LimitExceededError: It is larger than `bytes_max`, or too deep.
     """
     try:
-        payload = orjson.dumps(wire)
+        # Copied, since orjson hands out a block of 4 KiB however few bytes are in it, and
+        # payloads are kept for as long as a process lives.
+        payload = b"%b" % orjson.dumps(wire)
     except TypeError as error:
         found = broken_text(wire)
         if found is None:
@@ -231,11 +254,6 @@ def write(wire: Any, root: str, bytes_max: int) -> bytes:
             hint="keep large data outside and record where it is",
         )
     return payload
-
-
-def digest_form(wire: Any) -> bytes:
-    """Return the canonical text of a wire form: equal values give equal bytes."""
-    return canonical(wire)
 
 
 def _public(error: UnfitError, root: str) -> SerializationError:

@@ -10,17 +10,20 @@ registered, and what is recorded must bear its name.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any
 
 import msgspec
 
-from durabletask._codec_any import AnyNode, Node, describe, form_of, refusal, same
+from durabletask._codec_any import AnyNode, Node, form_of
 from durabletask._codec_nodes import misfit, object_of
 from durabletask._codec_path import UnfitError
+from durabletask._codec_refusal import refusal
 
 NO_DEFAULT: Any = object()
 _ABSENT: Any = object()
+_NOTHING: AbstractSet[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,7 +69,9 @@ class ClassNode:
         self._restore = restore
         self._verify = verify
         self._any = anything
-        self._volatile = _cached_properties(cls)
+        # Page[int](…) sets __orig_class__, which only says how the class was called.
+        self._volatile = _cached_properties(cls) | {"__orig_class__"}
+        self._slots = _other_slots(cls, self._names)
 
     def fill(self, nodes: Mapping[str, Node]) -> None:
         """Give each field its node; separate because a class may hold itself."""
@@ -88,8 +93,8 @@ class ClassNode:
                 error.at(f".{field.name}", value)
                 raise
         wire = {self._tag: packed}
-        if self._verify and not same(self.unpack(wire, False), value):
-            raise UnfitError(f"is {describe(value)} that its constructor does not give back equal")
+        if self._verify:
+            self.unpack(wire, False)  # the constructor may refuse what it once let through
         return wire
 
     def unpack(self, raw: Any, lenient: bool) -> Any:
@@ -107,7 +112,7 @@ class ClassNode:
             if field.name in raw:
                 values[field.name] = self._part(field, raw[field.name], lenient)
             elif field.default is not NO_DEFAULT:
-                values[field.name] = field.default()
+                values[field.name] = call_user_code(field.default)
                 filled.append(field.name)
             elif field.argument is not None:
                 raise UnfitError(
@@ -151,11 +156,11 @@ class ClassNode:
         return refusal(value, self.label)
 
     def _check_nothing_else(self, value: Any) -> None:
-        attributes = getattr(value, "__dict__", None)
-        if not attributes or self._names.issuperset(attributes):
-            return
-        extra = attributes.keys() - self._names - self._volatile
-        if extra:
+        attributes = getattr(value, "__dict__", None) or {}
+        extra = attributes.keys() - self._names if attributes else _NOTHING
+        if self._slots:
+            extra = {*extra, *(name for name in self._slots if hasattr(value, name))}
+        if extra and (extra := extra - self._volatile):
             raise UnfitError(
                 f"has the attribute {min(extra)!r}, which is no field and would be lost",
                 "declare it as a field (init=False), or keep it out of recorded objects",
@@ -244,6 +249,19 @@ def restore_struct(cls: type, values: dict[str, Any]) -> Any:
     for name, value in values.items():
         msgspec.structs.force_setattr(struct, name, value)
     return struct
+
+
+def _other_slots(cls: type, fields: set[str]) -> frozenset[str]:
+    """Return the slots of `cls` and its bases that hold no field."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            private = name.startswith("__") and not name.endswith("__")
+            names.add(f"_{base.__name__.lstrip('_')}{name}" if private else name)
+    if issubclass(cls, msgspec.Struct):
+        names.clear()  # a struct's slots are its fields
+    return frozenset(names - fields - {"__dict__", "__weakref__"})
 
 
 def _cached_properties(cls: type) -> frozenset[str]:

@@ -13,6 +13,7 @@ from datetime import date, datetime
 from typing import Any, TypeVar
 
 from durabletask._codec_any import AnyNode, Node
+from durabletask._codec_choice import LiteralNode, UnionNode
 from durabletask._codec_classes import TypedDictNode
 from durabletask._codec_fields import (
     class_of_fields,
@@ -29,15 +30,7 @@ from durabletask._codec_foreign import (
     is_pydantic,
     pydantic_version,
 )
-from durabletask._codec_nodes import (
-    DictNode,
-    ItemsNode,
-    LiteralNode,
-    MapNode,
-    ScalarNode,
-    TupleNode,
-    UnionNode,
-)
+from durabletask._codec_nodes import DictNode, ItemsNode, MapNode, ScalarNode, TupleNode
 from durabletask._codec_path import UnfitError
 from durabletask._codec_scalars import JSON_SCALARS, TAGS
 from durabletask._errors import RegistrationError
@@ -80,12 +73,13 @@ class Compiler:
         Raises:
             RegistrationError: Its values could not be recorded.
         """
-        if annotation is None:
-            annotation = type(None)
         if annotation in (Any, object, typing.NoReturn, typing.Never):
             return self._any
         if isinstance(annotation, typing.TypeVar):
             return self._typevar(annotation, typevars)
+        origin = typing.get_origin(annotation)
+        if origin is not None:
+            return self._generic(annotation, origin, typing.get_args(annotation), typevars)
         if hasattr(annotation, "__supertype__"):  # NewType
             return self.node(annotation.__supertype__, typevars)
         if hasattr(annotation, "__value__") and not isinstance(annotation, type):  # type X = …
@@ -96,9 +90,6 @@ class Compiler:
                 "is a name that was not resolved",
                 "write the class itself; for an alias that contains itself, write Any",
             )
-        origin = typing.get_origin(annotation)
-        if origin is not None:
-            return self._generic(annotation, origin, typing.get_args(annotation), typevars)
         if isinstance(annotation, type):
             return self._class(annotation, (), typevars)
         raise refused(annotation, "is no type whose values can be recorded", _HINT)
@@ -131,14 +122,15 @@ class Compiler:
         members = [self.node(arg, typevars) for arg in args]
         if self._any in members:
             return self._any
-        tags = [tag for node in members for tag in node.forms or () if tag[:2] == "$:"]
-        twice = next((tag for tag in tags if tags.count(tag) > 1), None)
-        if twice is not None and len({id(node) for node in members}) == len(members):
-            raise refused(
-                annotation,
-                f"has two classes named {twice[2:]!r}, which a record could not tell apart",
-                "rename one of them",
-            )
+        named: dict[str, frozenset[type] | None] = {}
+        for node in members:
+            for tag in node.forms or ():
+                if tag[:2] == "$:" and named.setdefault(tag, node.types) != node.types:
+                    raise refused(
+                        annotation,
+                        f"has two classes named {tag[2:]!r}, which a record could not tell apart",
+                        "rename one of them",
+                    )
         return UnionNode(members)
 
     def _class(self, cls: type, args: tuple[Any, ...], typevars: TypeVars) -> Node:
@@ -201,8 +193,10 @@ class Compiler:
             try:
                 nodes[name] = self.node(annotation, typevars)
             except RegistrationError as error:
-                error.add_note(f"in the field {cls.__name__}.{name}")
-                raise
+                why = str(error).removesuffix(f"\nhint: {error.hint}")
+                raise RegistrationError(
+                    f"in the field {cls.__name__}.{name}: {why}", hint=error.hint
+                ) from None
         return nodes
 
     def _enum(self, cls: type[enum.Enum]) -> Node:

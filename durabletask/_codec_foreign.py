@@ -11,10 +11,11 @@ from typing import Any
 
 import orjson
 
-from durabletask._codec_any import AnyNode, describe, form_of, refusal, same
+from durabletask._codec_any import AnyNode, form_of, same
 from durabletask._codec_classes import call_user_code
 from durabletask._codec_nodes import misfit
 from durabletask._codec_path import UnfitError
+from durabletask._codec_refusal import describe, refusal
 
 PYDANTIC_MIN = (2, 11)
 """The first that reads fields by name whatever their aliases are."""
@@ -34,7 +35,7 @@ class EnumNode:
     def pack(self, value: Any, depth: int) -> Any:
         if type(value) is not self._cls:
             raise refusal(value, self.label)
-        return {self._tag: self._any.pack(value.value, depth)}
+        return {self._tag: self._any.pack(value._value_, depth)}
 
     def unpack(self, raw: Any, lenient: bool) -> Any:
         form = form_of(raw)

@@ -43,12 +43,15 @@ def loads(payload: bytes) -> Any:
 
 
 def canonical(wire: object) -> bytes:
-    """Return the one text of equal JSON values: keys sorted.
+    """Return the one text of equal wire forms: keys sorted, and the pairs of maps.
 
     Raises:
         TypeError: orjson cannot write it.
     """
-    return orjson.dumps(wire, option=orjson.OPT_SORT_KEYS)
+    text = orjson.dumps(wire, option=orjson.OPT_SORT_KEYS)
+    if b'"$map"' not in text:
+        return text
+    return orjson.dumps(_in_order(orjson.loads(text)), option=orjson.OPT_SORT_KEYS)
 
 
 def excerpt(payload: object) -> str:
@@ -64,6 +67,16 @@ def _is_ours(raw: object, payload: bytes) -> bool:
         return orjson.dumps(raw) == payload
     except TypeError:  # deeper than orjson writes, so orjson did not write it
         return False
+
+
+def _in_order(wire: Any) -> Any:
+    if type(wire) is list:
+        return [_in_order(item) for item in wire]
+    if type(wire) is not dict:
+        return wire
+    members = {key: _in_order(item) for key, item in wire.items()}
+    pairs = members.get("$map")
+    return {"$map": sorted(pairs, key=orjson.dumps)} if type(pairs) is list else members
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,25 +1,17 @@
 """The nodes of annotations that are no classes of the user.
 
-Responsible for what `int`, `list[X]`, `tuple[X, Y]`, `dict[K, V]`, `A | B` and
-`Literal[…]` let through. The wire form is that of `AnyNode`; a node adds which
-values may be there, and hands the parts to the nodes of the parts. Refuses to
-know annotations: `_codec_compile` reads those.
+Responsible for what `int`, `list[X]`, `tuple[X, Y]` and `dict[K, V]` let
+through. The wire form is that of `AnyNode`; a node adds which values may be
+there, and hands the parts to the nodes of the parts. Refuses to know
+annotations: `_codec_compile` reads those.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from durabletask._codec_any import (
-    AnyNode,
-    Node,
-    collect,
-    describe,
-    form_of,
-    refusal,
-    same,
-    unpack_map,
-)
+from durabletask._codec_any import AnyNode, Node, collect, form_of, unpack_map
 from durabletask._codec_path import UnfitError, key_segment
+from durabletask._codec_refusal import describe, refusal
 from durabletask._codec_scalars import FROM_TEXT, PLAIN, TAGS, read_scalar
 
 _NO_TYPES: frozenset[type] = frozenset()
@@ -185,86 +177,6 @@ class MapNode:
         return unpack_map(raw["$map"], self._key.unpack, self._value.unpack, lenient)
 
 
-class LiteralNode:
-    """`Literal[…]`: these very values."""
-
-    def __init__(self, members: Sequence[tuple[Any, Node]]) -> None:
-        self.label = f"Literal[{', '.join(repr(member) for member, _ in members)}]"
-        self.types: frozenset[type] | None = frozenset(type(member) for member, _ in members)
-        self.forms: frozenset[str] | None = frozenset().union(
-            *(node.forms or () for _, node in members)
-        )
-        self._members = tuple(members)
-
-    def pack(self, value: Any, depth: int) -> Any:
-        for member, node in self._members:
-            if same(member, value):
-                return node.pack(value, depth)
-        raise UnfitError(f"is {value!a:.60}, and the annotation says {self.label}")
-
-    def unpack(self, raw: Any, lenient: bool) -> Any:
-        form = form_of(raw)
-        for member, node in self._members:
-            if not lenient and form not in (node.forms or ()):
-                continue
-            try:
-                value = node.unpack(raw, lenient)
-            except UnfitError:
-                continue
-            if same(member, value):
-                return member
-        raise UnfitError(f"is {raw!a:.60}, and the annotation says {self.label}")
-
-
-class UnionNode:
-    """`A | B`: the first member that takes the value.
-
-    Since the wire form says what a value is, the order of the members matters
-    only for JSON that others wrote.
-    """
-
-    def __init__(self, members: Sequence[Node]) -> None:
-        self.label = " | ".join(member.label for member in members)
-        self.types = _union([member.types for member in members])
-        self.forms = _union([member.forms for member in members])
-        self._members = tuple(members)
-
-    def pack(self, value: Any, depth: int) -> Any:
-        kind = type(value)
-        takers = [node for node in self._members if node.types is None or kind in node.types]
-        done, result = _first(takers, lambda node: node.pack(value, depth))
-        if not done:
-            raise refusal(value, self.label)
-        return result
-
-    def unpack(self, raw: Any, lenient: bool) -> Any:
-        form = form_of(raw)
-        readers = [node for node in self._members if node.forms is None or form in node.forms]
-        if lenient and not readers:
-            readers = list(self._members)
-        done, result = _first(readers, lambda node: node.unpack(raw, lenient))
-        if not done:
-            raise misfit(raw, self.label)
-        return result
-
-
-def _first(nodes: list[Node], attempt: Callable[[Node], Any]) -> tuple[bool, Any]:
-    """Return the first result; the error that came farthest if there is none but a path."""
-    farthest: UnfitError | None = None
-    for node in nodes:
-        try:
-            return True, attempt(node)
-        except UnfitError as error:
-            # With one node its error is the best that can be said.
-            if error.limit or len(nodes) == 1:
-                raise
-            if error.steps > (farthest.steps if farthest else 0):
-                farthest = error
-    if farthest is not None:
-        raise farthest
-    return False, None
-
-
 def plain_types(node: Node) -> frozenset[type]:
     """Return the types that `node` writes as they are, so that nobody need ask it."""
     return (
@@ -305,8 +217,3 @@ def misfit(raw: Any, label: str) -> UnfitError:
 
 def _scalar_form(kind: type) -> str:
     return TAGS[kind][0] if kind in TAGS else kind.__name__
-
-
-def _union(sets: list[frozenset[Any] | None]) -> frozenset[Any] | None:
-    known = [some for some in sets if some is not None]
-    return frozenset().union(*known) if len(known) == len(sets) else None

@@ -70,7 +70,7 @@ class Failures:
         """Return the record of any exception; never raises."""
         try:
             return orjson.dumps(self._record(error, 0))
-        except Exception:  # noqa: BLE001  whatever a strange exception does when looked at
+        except BaseException:  # noqa: BLE001  whatever a strange exception does when looked at
             strange = {"type": _type_name(error), "message": "(this error cannot be described)"}
             return orjson.dumps(strange)
 
@@ -84,7 +84,7 @@ class Failures:
             DecodeError: It is no recorded error, or one of a class that is
                 not registered any more or cannot be rebuilt any more.
         """
-        return self._error(loads(payload), payload)
+        return self._error(loads(payload), payload, 0)
 
     def _register(self, cls: type[Exception]) -> None:
         if not (isinstance(cls, type) and issubclass(cls, Exception)):
@@ -121,12 +121,13 @@ class Failures:
             again: BaseException = type(error)(*args)
             if type(again) is not type(error) or not same(again.args, error.args):
                 return None
-            return orjson.loads(payload) if _text(again) == _text(error) else None
-        except Exception:  # noqa: BLE001  a constructor of the user's may raise anything
+            # Not _text(): one that cannot be shown does not come back as itself.
+            return orjson.loads(payload) if str(again) == str(error) else None
+        except BaseException:  # noqa: BLE001  a constructor of the user's may raise anything
             return None
 
-    def _error(self, record: Any, payload: bytes) -> Exception:
-        if not isinstance(record, dict):
+    def _error(self, record: Any, payload: bytes, level: int) -> Exception:
+        if not isinstance(record, dict) or level > _CAUSES_MAX:
             raise _no_error(payload)
         kind, message = record.get("type"), record.get("message")
         if not isinstance(kind, str) or not isinstance(message, str):
@@ -137,7 +138,7 @@ class Failures:
             return StepError(kind, message)
         error = _own_error(kind, record["own"], payload)
         if "cause" in record:
-            error.__cause__ = self._error(record["cause"], payload)
+            error.__cause__ = self._error(record["cause"], payload, level + 1)
         return error
 
     def _registered(self, kind: str, message: str, wire: Any) -> Exception:
@@ -225,7 +226,7 @@ def _text(error: BaseException) -> str:
     try:
         # A __str__ may return a subclass of str with surprises of its own.
         return str.__str__(str(error))
-    except Exception as problem:  # noqa: BLE001  __str__ is user code
+    except BaseException as problem:  # noqa: BLE001  __str__ is user code
         return f"(its __str__ raised {_type_name(problem)})"
 
 
