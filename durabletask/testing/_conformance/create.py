@@ -262,7 +262,7 @@ class CreationConformance(ConformanceBase):
             await w.storage.close_lease(lease)
             with pytest.raises(LeaseLostError):
                 await w.storage.create([new("p"), new("q")], lease)
-            assert await w.storage.read(["p", "q"]) == [None, None]
+            assert list(await w.storage.read(["p", "q"])) == [None, None]
 
     # --- reading -------------------------------------------------------------------------
 
@@ -341,7 +341,7 @@ class CreationConformance(ConformanceBase):
                 await w.done(lease, unit(second, 1, step("a", b'"other"')))
                 await w.finish(lease, first)
                 assert list(await w.storage.purge([one])) == [None]
-                assert await w.storage.read([one]) == [None]
+                assert list(await w.storage.read([one])) == [None]
                 assert await w.payloads(other) == {"a": b'"other"'}
 
     async def test_any_legal_text_is_a_key_a_name_a_tag_an_event(self) -> None:

@@ -185,7 +185,7 @@ class ListConformance(ConformanceBase):
             await w.sent(event("p", "e1"))
             await w.done(lease, unit(row, 1, step("a"), ending=FINISH))
             assert list(await w.storage.purge(["p"])) == [None]
-            assert await w.storage.read(["p"], history=True) == [None]
+            assert list(await w.storage.read(["p"], history=True)) == [None]
             assert await w.ids() == []
             (answer,) = await w.send(event("p", "e1"))
             assert answer.refused is Refusal.UNKNOWN_PROCESS

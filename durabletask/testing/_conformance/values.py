@@ -106,7 +106,7 @@ class ValueConformance(ConformanceBase):
     async def test_what_is_missing_is_none(self) -> None:
         """S4.15: no process is None, no step is no checkpoint; nothing is made up."""
         async with self.world() as w:
-            assert await w.storage.read(["p"], history=True) == [None]
+            assert list(await w.storage.read(["p"], history=True)) == [None]
             await w.add("p")
             assert await w.payloads("p") == {}
             assert await w.ids(prefix="q") == []
