@@ -26,13 +26,18 @@ from durabletask.storage import (
 )
 from durabletask_filesystem._history import Library
 from durabletask_filesystem._log import DamageError, Log
-from durabletask_filesystem._records import CheckpointRecord, EndingRecord, UnitRecord, encode
+from durabletask_filesystem._records import (
+    CheckpointRecord,
+    EndingRecord,
+    UnitRecord,
+    encode,
+    outer_of,
+)
 from durabletask_filesystem._state import OFFSET_MASK, SEGMENT_SHIFT, Proc, has_key, slot
 from durabletask_filesystem._table import Table
 
 _NOT_OWNER = UnitOutcome(refused=Refusal.NOT_OWNER)
 _FINISHED = UnitOutcome(refused=Refusal.FINISHED)
-_UNKNOWN = UnitOutcome(refused=Refusal.UNKNOWN_PROCESS)
 _NOT_IN_MAILBOX = UnitOutcome(refused=Refusal.NOT_IN_MAILBOX)
 _ILLEGAL = UnitOutcome(refused=Refusal.ILLEGAL_TRANSITION)
 
@@ -147,7 +152,7 @@ class Committer:
         """Answer a unit of a process that is not among the unfinished."""
         proc = self._library.finished(unit.process_id)
         if proc is None:
-            return _UNKNOWN
+            return _NOT_OWNER
         if unit.epoch != proc.epoch or unit.incarnation != proc.incarnation:
             return _NOT_OWNER
         if unit.seq <= proc.seq:
@@ -190,6 +195,7 @@ class Committer:
                         each.index,
                         each.form,
                         each.replaces,
+                        outer_of(each.payload),
                     )
                     for each in unit.checkpoints
                 ]
@@ -199,7 +205,9 @@ class Committer:
             unit.wake_at if unit.status is not None else None,
             None
             if ending is None
-            else EndingRecord(ending.status, msgspec.Raw(ending.payload), ending.form),
+            else EndingRecord(
+                ending.status, msgspec.Raw(ending.payload), ending.form, outer_of(ending.payload)
+            ),
             leave if ending is None else None,
             self._last_state(proc, unit, now) if ending is not None else None,
         )

@@ -254,7 +254,7 @@ class Compaction:
             self._spots.setdefault(proc.id, 0)
         head = self._last_head()
         for host, label in head.hosts.items():
-            self._append(None, _records.encode(LeaseRecord(host, label, head.created_last)))
+            self._append(None, _records.encode(LeaseRecord(host, label, head.latest)))
         return live
 
     def _last_head(self) -> Head:

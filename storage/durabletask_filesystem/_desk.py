@@ -68,10 +68,8 @@ class Desk:
             if fresh or not (new.replace and proc.finished_at is not None):
                 return Created(row, fresh)
             incarnation = proc.incarnation + 1
-        # Listing goes by creation, so a clock that was set back must not show there.
-        at = max(now, self._table.created_last)
         taker = host if new.start_at is None or new.start_at <= now else None
-        record = _records.creation(new, incarnation, at, taker)
+        record = _records.creation(new, incarnation, now, taker)
         offset = self._log.append(_records.encode(record))
         proc = self._table.apply_new(record, self._log.number, offset)
         if taker is not None:
@@ -114,6 +112,7 @@ class Desk:
             now,
             msgspec.Raw(new.payload),
             spot & OFFSET_MASK if spot >> SEGMENT_SHIFT == number else 0,
+            _records.outer_of(new.payload),
         )
         offset = self._log.append(_records.encode(record))
         owner = proc.owner

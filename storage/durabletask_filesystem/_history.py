@@ -24,6 +24,7 @@ from durabletask_filesystem._records import (
     to_checkpoint,
     to_ending,
     to_event,
+    whole,
 )
 from durabletask_filesystem._state import (
     BORN_SHIFT,
@@ -172,7 +173,7 @@ class Library:
         return ProcessRow(
             process_id=proc.id,
             name=proc.name,
-            input=bytes(new.input),
+            input=whole(new.input, new.outer),
             input_digest=new.digest,
             creation_id=new.creation_id,
             status=proc.status,

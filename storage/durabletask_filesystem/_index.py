@@ -29,7 +29,9 @@ class Head(msgspec.Struct, frozen=True):
     Attributes:
         bytes: Length of the segment that this covers.
         batch: Number of the last batch.
+        latest: Time of the last record.
         hosts: Labels of the hosts whose lease was open, by identity.
+        ended: Identities of those whose lease had ended.
         damage: What is wrong with a process, by id; of the whole store.
         dead: Bytes known to be of no use any more, by number of segment; of the whole store.
         touched: How many processes have an entry.
@@ -40,8 +42,9 @@ class Head(msgspec.Struct, frozen=True):
     salt: int
     bytes: int
     batch: int
-    created_last: datetime
+    latest: datetime
     hosts: dict[str, str]
+    ended: set[str]
     damage: dict[str, str]
     dead: dict[int, int]
     touched: int

@@ -21,6 +21,9 @@ from durabletask_filesystem._table import Table
 CLAIMS_REMEMBERED = 64
 """A claim is repeated at once or never; older answers are forgotten."""
 
+Taken = dict[str, tuple[int, int]]
+"""What a claim took: incarnation and epoch by process id."""
+
 
 class Leases:
     """The lease of this program's host, and its claims.
@@ -34,24 +37,27 @@ class Leases:
         self._table = table
         self._library = library
         self.mine: str | None = None
-        self._claims: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {}
+        self._claims: dict[str, tuple[Taken, tuple[str, ...]]] = {}
 
     def open(self, host_id: str, label: str, now: datetime) -> Lease:
         """Begin a host's right to write, or renew it.
 
         Raises:
             StorageBusyError: Another host of this program has it.
+            LeaseLostError: This identity's lease has ended before.
         """
         if self.mine not in {None, host_id}:
             raise StorageBusyError(
                 f"host {self.mine!r} of this program holds the folder; {host_id!r} cannot",
                 hint="one host per folder; close the other one first",
             )
+        if host_id in self._table.ended:
+            raise LeaseLostError(
+                f"host {host_id!r} has lost its lease for good",
+                hint="every start of a host takes a new random identity",
+            )
         if self.mine is None:
             self._log.append(_records.encode(LeaseRecord(host_id, label, now)))
-            # A host of the same identity that died here is another one all the same.
-            if host_id in self._table.hosts:
-                self._end(host_id, now, dead=True)
             self._table.hosts[host_id] = label
             self.mine = host_id
             self._claims = {}
@@ -83,6 +89,11 @@ class Leases:
             self.mine = None
             self._claims = {}
 
+    def fence_dead(self, now: datetime) -> None:
+        """End the leases of hosts that died: whoever holds the folder's lock knows it."""
+        for host_id in [each for each in self._table.hosts if each != self.mine]:
+            self._end(host_id, now, dead=True)
+
     def _end(self, host_id: str, now: datetime, *, dead: bool) -> None:
         held = tuple(proc.id for proc in self._table.procs.values() if proc.owner == host_id)
         record = EndRecord(host_id, now, held, dead)
@@ -95,8 +106,6 @@ class Leases:
         self, host: str, claim_id: str, names: Sequence[str], count_max: int, now: datetime
     ) -> Claims:
         """Take claimable processes and hear news; see the seam for the rules."""
-        for dead in [each for each in self._table.hosts if each != host]:
-            self._end(dead, now, dead=True)
         remembered = self._claims.get(claim_id)
         if remembered is None:
             remembered = self._take(host, claim_id, names, count_max, now)
@@ -105,9 +114,13 @@ class Leases:
             self._claims[claim_id] = remembered
         taken, news = remembered
         claimed = []
-        for process_id, epoch in taken.items():
+        for process_id, identity in taken.items():
             proc = self._table.procs.get(process_id)
-            if proc is not None and proc.owner == host and proc.epoch == epoch:
+            if (
+                proc is not None
+                and proc.owner == host
+                and (proc.incarnation, proc.epoch) == identity
+            ):
                 claimed.append(self._hand_out(proc, fresh=True))
         for process_id in news:
             proc = self._table.procs.get(process_id)
@@ -119,13 +132,14 @@ class Leases:
 
     def _take(
         self, host: str, claim_id: str, names: Sequence[str], count_max: int, now: datetime
-    ) -> tuple[dict[str, int], tuple[str, ...]]:
+    ) -> tuple[Taken, tuple[str, ...]]:
         news = tuple(self._table.news)
         self._table.news.clear()
         procs = self._table.take_due(names, now, count_max)
-        taken = {proc.id: proc.epoch + 1 for proc in procs}
+        taken = {proc.id: (proc.incarnation, proc.epoch + 1) for proc in procs}
         if procs:
-            record = ClaimRecord(host, claim_id, now, tuple(taken.items()))
+            epochs = tuple((process_id, epoch) for process_id, (_, epoch) in taken.items())
+            record = ClaimRecord(host, claim_id, now, epochs)
             self._log.append(_records.encode(record))
             self._table.apply_claim(record, self._log.number)
         return taken, news

@@ -5,6 +5,7 @@ second, where it concerns one process, is the process's id: so even a record
 that this code cannot read names whom it concerns. Payloads are embedded as
 they are. `prev` is the offset of the process's record before this one in the
 same segment, 0 where there is none: a history is read backwards along it.
+`outer` is the white space around a payload, which JSON does not keep.
 """
 
 import json
@@ -71,6 +72,7 @@ class NewRecord(_Record, frozen=True, tag="new"):
     tags: dict[str, str] = {}
     context: bytes | None = None
     parent: Parent | None = None
+    outer: str = ""
 
 
 class CheckpointRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, array_like=False):
@@ -82,6 +84,7 @@ class CheckpointRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True
     index: int = NO_INDEX
     form: Form = Form.VALUE
     replaces: bool = False
+    outer: str = ""
 
 
 class EndingRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -90,6 +93,7 @@ class EndingRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     status: Status
     payload: msgspec.Raw
     form: Form = Form.VALUE
+    outer: str = ""
 
 
 class UnitRecord(_Record, frozen=True, tag="unit"):
@@ -126,6 +130,7 @@ class EventRecord(_Record, frozen=True, tag="event"):
     at: datetime
     payload: msgspec.Raw
     prev: int = 0
+    outer: str = ""
 
 
 class PurgeRecord(_Record, frozen=True, tag="purge"):
@@ -189,6 +194,8 @@ encode = msgspec.json.Encoder().encode
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 decode = _decoder.decode
 
+_SPACE = 0x20
+
 _WHOM = re.compile(rb'\{"t":"[a-z]+","id":("(?:[^"\\]|\\.)*")')
 
 
@@ -202,6 +209,24 @@ def whom(payload: bytes) -> str | None:
     except ValueError:
         return None
     return text if isinstance(text, str) else None
+
+
+def outer_of(payload: bytes) -> str:
+    """Return the white space before and behind a payload, with a bar in between; mostly none."""
+    if payload[0] > _SPACE and payload[-1] > _SPACE:
+        return ""
+    text = payload.decode()
+    core = text.strip(" \t\r\n")
+    lead, _, trail = text.partition(core)
+    return f"{lead}|{trail}"
+
+
+def whole(payload: msgspec.Raw, outer: str) -> bytes:
+    """Return a payload as it was given."""
+    if not outer:
+        return bytes(payload)
+    lead, _, trail = outer.partition("|")
+    return lead.encode() + bytes(payload) + trail.encode()
 
 
 def creation(new: NewProcess, incarnation: int, at: datetime, host: str | None) -> NewRecord:
@@ -220,6 +245,7 @@ def creation(new: NewProcess, incarnation: int, at: datetime, host: str | None) 
         new.tags,
         new.context,
         new.parent,
+        outer_of(new.input),
     )
 
 
@@ -230,7 +256,7 @@ def to_checkpoint(record: CheckpointRecord, unit: UnitRecord) -> Checkpoint:
         record.key,
         record.index,
         record.form,
-        bytes(record.payload),
+        whole(record.payload, record.outer),
         record.replaces,
         unit.epoch,
         unit.seq,
@@ -240,7 +266,7 @@ def to_checkpoint(record: CheckpointRecord, unit: UnitRecord) -> Checkpoint:
 
 def to_ending(record: EndingRecord) -> Ending:
     """Return a stored ending as it crosses the seam."""
-    return Ending(record.status, record.form, bytes(record.payload))
+    return Ending(record.status, record.form, whole(record.payload, record.outer))
 
 
 def to_event(record: EventRecord, *, consumed: bool) -> Event:
@@ -249,7 +275,7 @@ def to_event(record: EventRecord, *, consumed: bool) -> Event:
         record.position,
         record.event_id,
         record.name,
-        bytes(record.payload),
+        whole(record.payload, record.outer),
         record.at,
         consumed,
     )

@@ -135,7 +135,8 @@ def _load_indexes(log: Log, table: Table) -> list[Segment]:
         table.hosts = dict(head.hosts)
         table.damage = dict(head.damage)
         table.dead = dict(head.dead)
-        table.created_last = head.created_last
+        table.ended = set(head.ended)
+        table.latest = head.latest
     for at, index in enumerate(indexes):
         newer = indexes[at + 1 :]
         for proc in index.live():

@@ -15,7 +15,13 @@ from typing import Any
 import msgspec
 
 from durabletask._clock import Clock, SystemClock
-from durabletask.errors import DurableTaskError, StorageBusyError, StorageFailedError
+from durabletask.errors import (
+    DurableTaskError,
+    InvalidArgumentError,
+    LimitExceededError,
+    StorageBusyError,
+    StorageFailedError,
+)
 from durabletask.storage import (
     Claims,
     Created,
@@ -51,6 +57,11 @@ from durabletask_filesystem._store import SEGMENT_BYTES_MAX, Store
 Waiter = tuple[Request, "asyncio.Future[Any]"]
 Answers = list[Answer]
 Names = list[str | None]
+
+BATCH_MAX = 1_000
+"""Of `create`, `read` and `purge`, as the seam says."""
+
+PAGE_MAX = 1_000
 
 
 class FileSystemStorage:
@@ -95,6 +106,7 @@ class FileSystemStorage:
         self, processes: Sequence[NewProcess], lease: Lease | None = None
     ) -> Sequence[Created]:
         """Create processes; see `ProcessStorage`."""
+        _check_size("create", processes)
         created: Sequence[Created] = await self._ask(Create(tuple(processes), lease))
         return created
 
@@ -107,11 +119,14 @@ class FileSystemStorage:
         self, process_ids: Sequence[str], *, history: bool = False
     ) -> Sequence[Snapshot | None]:
         """Read processes; see `ProcessStorage`."""
+        _check_size("read", process_ids)
         found: Sequence[Snapshot | None] = await self._ask(Read(tuple(process_ids), history))
         return found
 
     async def list(self, query: Query) -> Page:
         """List processes; see `ProcessStorage`."""
+        if not 1 <= query.limit <= PAGE_MAX:
+            raise InvalidArgumentError(f"limit must be 1 to {PAGE_MAX:,}, not {query.limit}")
         rows: list[Any] = []
         cursor = query.cursor
         while True:
@@ -125,6 +140,7 @@ class FileSystemStorage:
 
     async def purge(self, process_ids: Sequence[str]) -> Sequence[Refusal | None]:
         """Remove finished processes; see `ProcessStorage`."""
+        _check_size("purge", process_ids)
         refusals: Sequence[Refusal | None] = await self._ask(Purge(tuple(process_ids)))
         return refusals
 
@@ -257,6 +273,14 @@ class FileSystemStorage:
             self._hold().close()
         except StorageBusyError:
             pass  # another program has the folder, and marks it clean when it closes
+
+
+def _check_size(what: str, batch: Sequence[object]) -> None:
+    if len(batch) > BATCH_MAX:
+        raise LimitExceededError(
+            f"{what} takes at most {BATCH_MAX:,} at once, not {len(batch):,}; nothing was written",
+            hint="split the batch",
+        )
 
 
 def _changed(request: Request) -> Names:

@@ -142,7 +142,9 @@ class Store:
         # Until the end is reached: whatever else breaks leaves memory and disk apart.
         self._failed = "an unexpected error in an earlier call"
         try:
-            now = self._clock.now()
+            now = max(self._clock.now(), self._table.latest)
+            if len(self._table.hosts) > self.leased:
+                self._leases.fence_dead(now)
             for request in requests:
                 try:
                     answers.append(self._answer(request, now))
@@ -152,7 +154,9 @@ class Store:
                     answers.append(InvalidIdError(f"a lone surrogate in {error.object[:40]!a}"))
                 except DamageError as error:
                     answers.append(StorageCorruptError(str(error), hint=_REPAIR))
-            self._log.flush()
+            if self._log.dirty:
+                self._table.latest = now
+                self._log.flush()
         except SyncError as error:
             raise self._poison(f"a sync failed: {error}") from error
         except OSError as error:

@@ -42,6 +42,10 @@ def micros(moment: datetime) -> int:
     return (moment - EPOCH) // _MICROSECOND
 
 
+Due = tuple[datetime, str, int, Proc]
+"""Since or from when a process is claimable; equals by id, then anyhow."""
+
+
 class Table:
     """The state of a store.
 
@@ -52,6 +56,8 @@ class Table:
         news: Ids of held processes with an event that the owner has not heard of.
         damage: What is wrong with a process, by id.
         dead: Bytes known to be of no use any more, by number of segment.
+        latest: Time of the last record; the clock may be set back, the store's time may not.
+        ended: Identities of the hosts whose lease has ended.
         births: Microseconds since 1970 and offset of each creation in the active segment.
     """
 
@@ -63,15 +69,19 @@ class Table:
         self.damage: dict[str, str] = {}
         self.births: tuple[array[int], array[int]] = (array("q"), array("I"))
         self.dead: dict[int, int] = {}
-        self.created_last = EPOCH
-        # (due, tie, process) by name. Entries are never removed, only recognised as stale.
-        self._due: dict[str, list[tuple[datetime, int, Proc]]] = {}
+        self.latest = EPOCH
+        self.ended: set[str] = set()
+        # By name. Entries are never removed, only recognised as stale.
+        self._due: dict[str, list[Due]] = {}
         self._ties = count()
 
     # --- records -------------------------------------------------------------------------
 
     def replay(self, record: Record, number: int, offset: int) -> None:
         """Apply a record that is at this place."""
+        at = getattr(record, "at", None)
+        if at is not None and at > self.latest:
+            self.latest = at
         match record:
             case UnitRecord():
                 proc = self.procs.get(record.id)
@@ -117,7 +127,6 @@ class Table:
         self.damage.pop(record.id, None)
         self.births[0].append(micros(at))
         self.births[1].append(offset)
-        self.created_last = at
         if record.host is not None:
             proc.owner = record.host
             proc.epoch = 1
@@ -205,6 +214,7 @@ class Table:
     def apply_end(self, end: EndRecord, number: int) -> None:
         """A lease ends."""
         self.hosts.pop(end.host, None)
+        self.ended.add(end.host)
         for process_id in end.held:
             proc = self.procs.get(process_id)
             if proc is None:
@@ -252,7 +262,7 @@ class Table:
         proc.due_at = due_at
         if due_at is not None:
             heap = self._due.setdefault(proc.name, [])
-            heappush(heap, (due_at, next(self._ties), proc))
+            heappush(heap, (due_at, proc.id, next(self._ties), proc))
 
     def take_due(self, names: Iterable[str], now: datetime, count_max: int) -> list[Proc]:
         """Return up to `count_max` processes of these names, longest claimable first.
@@ -265,7 +275,7 @@ class Table:
             heap = min(heaps, key=_first, default=None)
             if heap is None or heap[0][0] > now:
                 break
-            proc = heappop(heap)[2]
+            proc = heappop(heap)[3]
             proc.due_at = None
             taken.append(proc)
             heaps = [each for each in heaps if self._fresh(each)]
@@ -275,14 +285,14 @@ class Table:
         """Return when the next process of these names is claimable, past or future."""
         return min((heap[0][0] for heap in self._heaps(names)), default=None)
 
-    def _heaps(self, names: Iterable[str]) -> list[list[tuple[datetime, int, Proc]]]:
+    def _heaps(self, names: Iterable[str]) -> list[list[Due]]:
         heaps = (self._due.get(name) for name in dict.fromkeys(names))
         return [heap for heap in heaps if heap and self._fresh(heap)]
 
-    def _fresh(self, heap: list[tuple[datetime, int, Proc]]) -> bool:
+    def _fresh(self, heap: list[Due]) -> bool:
         """Drop stale entries from the top; return whether one is left."""
         while heap:
-            due_at, _, proc = heap[0]
+            due_at, _, _, proc = heap[0]
             if proc.due_at is due_at and self.procs.get(proc.id) is proc:
                 return True
             heappop(heap)
@@ -309,7 +319,7 @@ class Table:
         self.births = (array("q"), array("I"))
 
 
-def _first(heap: list[tuple[datetime, int, Proc]]) -> tuple[datetime, int]:
+def _first(heap: list[Due]) -> tuple[datetime, str]:
     return heap[0][0], heap[0][1]
 
 

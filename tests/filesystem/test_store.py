@@ -76,11 +76,15 @@ def new(process_id: str, **fields: Any) -> NewProcess:
 
 
 def lease_of(store: Store, host_id: str = "h1") -> Lease:
-    return ask(store, OpenLease(host_id, "host"))
+    lease = ask(store, OpenLease(host_id, "host"))
+    assert isinstance(lease, Lease)
+    return lease
 
 
 def claim(store: Store, lease: Lease, count_max: int = 100, claim_id: str | None = None) -> Claims:
-    return ask(store, Claim(lease, claim_id or f"claim-{next(_ids)}", ("fn",), count_max))
+    claims = ask(store, Claim(lease, claim_id or f"claim-{next(_ids)}", ("fn",), count_max))
+    assert isinstance(claims, Claims)
+    return claims
 
 
 def done(key: str, payload: bytes = b'{"a":1}', **fields: Any) -> Checkpoint:
@@ -139,6 +143,7 @@ def test_everything_is_there_after_reopening(tmp_path: Path, rotations: int, cle
             ),
         ),
     )
+    ask(store, CloseLease(lease))
     before = ask(store, Read(("a", "b", "c", "d"), history=True))
     listed = ask(store, ListPage(Query()))
     store.close() if clean else crash(store)
@@ -236,6 +241,7 @@ def test_compaction_keeps_what_can_be_asked_for(tmp_path: Path) -> None:
     ask(store, Purge(("p4", "p5")))
     ask(store, Create((new("p5", creation_id="again"),)))
     ids = tuple(f"p{i}" for i in range(7))
+    ask(store, CloseLease(lease))
     before = ask(store, Read(ids, history=True))
     listed = ask(store, ListPage(Query()))
     assert store.compact() > 0
