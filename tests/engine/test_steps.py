@@ -1,0 +1,908 @@
+"""Steps: run once, recalled ever after, equal on the first run and on every later one."""
+
+import asyncio
+import functools
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import msgspec
+import pydantic
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from durabletask import Process, RetryPolicy, current_step
+from durabletask.errors import (
+    InvalidArgumentError,
+    InvalidIdError,
+    LimitExceededError,
+    ProcessFailedError,
+    SerializationError,
+    StepError,
+    StepTimeoutError,
+    WrongContextError,
+)
+from durabletask.testing import VirtualClock, run_virtual
+from tests.engine.world import World, settle, virtual
+
+
+@virtual
+async def test_a_recorded_step_does_not_run_again(world: World) -> None:
+    """S4.05, S0.02, F001: after a kill the recorded step is recalled, the rest runs."""
+    ran: list[str] = []
+
+    async def step(name: str) -> str:
+        ran.append(name)
+        return name.upper()
+
+    async def process(proc: Process) -> list[str]:
+        first = await proc.do("first", step, "first")
+        await proc.event("go")
+        return [first, await proc.do("second", step, "second")]
+
+    first = world.host(process)
+    await first.start()
+    await first.spawn(process, "p")
+    await settle()
+    world.kill(first)
+    async with world.host(process) as second:
+        await second.raise_event("p", "go")
+        assert await second.get(process, "p").result() == ["FIRST", "SECOND"]
+    assert ran == ["first", "second"]
+    assert world.row("p").epoch == 2
+
+
+@virtual
+async def test_a_step_whose_record_was_lost_runs_again_under_the_same_key(world: World) -> None:
+    """F002: effect without record: it runs again, and both runs have one idempotency key."""
+    names: list[str] = []
+
+    async def charge() -> None:
+        names.append(current_step().idempotency_key)
+
+    async def process(proc: Process) -> str:
+        await proc.do("charge", charge)
+        return proc.idempotency_key("charge")
+
+    first = world.host(process)
+    await first.start()
+    world.wires[first].down("commit")
+    await first.spawn(process, "p")
+    await settle()
+    world.kill(first)
+    async with world.host(process) as second:
+        name = await second.get(process, "p").result()
+    assert names == [name, name]
+    assert world.keys("p") == [("do", "charge", "value")]
+
+
+@virtual
+async def test_a_commit_whose_answer_was_lost_counts(world: World) -> None:
+    """F003, S3.03: the record was written, the host died before it heard: it is not run again."""
+    ran: list[int] = []
+
+    async def charge() -> int:
+        ran.append(1)
+        return 7
+
+    async def process(proc: Process) -> int:
+        return await proc.do("charge", charge)
+
+    first = world.host(process)
+    await first.start()
+
+    async def lose(call: str) -> None:
+        if call == "commit":
+            world.kill(first)
+            await asyncio.get_running_loop().create_future()
+
+    world.wires[first].after = lose
+    await first.spawn(process, "p")
+    await settle()
+    async with world.host(process) as second:
+        assert await second.get(process, "p").result() == 7
+    assert ran == [1]
+
+
+@virtual
+async def test_returned_means_durable(world: World) -> None:
+    """S3.03 (rule 1): when do() returns, the storage holds the record already."""
+    seen: list[list[tuple[str, str, str]]] = []
+
+    async def one() -> int:
+        return 1
+
+    async def process(proc: Process) -> None:
+        await proc.do("one", one)
+        seen.append(world.keys("p"))
+
+    async with world.host(process) as host:
+        await (await host.spawn(process, "p")).result()
+    assert seen == [[("do", "one", "value")]]
+
+
+@virtual
+async def test_different_keys_and_processes_are_independent(world: World) -> None:
+    """S4.05, S4.16: "1" and "10" are two keys and two processes, "a"+"bc" is not "ab"+"c"."""
+
+    async def echo(value: str) -> str:
+        return value
+
+    async def process(proc: Process) -> list[str]:
+        return [await proc.do(key, echo, f"{proc.id}:{key}") for key in ("1", "10", "a", "ab")]
+
+    async with world.host(process) as host:
+        for process_id in ("1", "10", "a", "bc"):
+            result = await (await host.spawn(process, process_id)).result()
+            assert result == [f"{process_id}:{key}" for key in ("1", "10", "a", "ab")]
+
+
+@virtual
+async def test_a_step_that_returns_nothing_is_recorded(world: World) -> None:
+    """S0.14: None is a value; the step does not run again."""
+    ran: list[int] = []
+
+    async def void() -> None:
+        ran.append(1)
+
+    async def process(proc: Process) -> object:
+        (result,) = await asyncio.gather(proc.do("void", void))
+        await proc.event("go")
+        return result
+
+    first = world.host(process)
+    await first.start()
+    await first.spawn(process, "p")
+    await settle()
+    world.kill(first)
+    async with world.host(process) as second:
+        await second.raise_event("p", "go")
+        assert await second.get("p").result() is None
+    assert ran == [1]
+
+
+@virtual
+async def test_parallel_steps_survive_a_resume(world: World) -> None:
+    """S3.05: of parallel steps only those without a record run again."""
+    ran: list[str] = []
+    gate = asyncio.Event()
+
+    async def step(name: str) -> str:
+        ran.append(name)
+        if name == "slow":
+            await gate.wait()
+        return name
+
+    async def process(proc: Process) -> list[str]:
+        return await asyncio.gather(
+            *(proc.do(name, step, name) for name in ("a", "slow", "b", "c"))
+        )
+
+    first = world.host(process)
+    await first.start()
+    await first.spawn(process, "p")
+    await settle()
+    world.kill(first)
+    async with world.host(process) as second:
+        await settle()
+        gate.set()
+        assert await second.get("p").result() == ["a", "slow", "b", "c"]
+    assert sorted(ran) == ["a", "b", "c", "slow", "slow"]
+
+
+@virtual
+async def test_ten_thousand_steps_side_by_side(world: World) -> None:
+    """F116: gather over 10,000 steps of one process ends, and costs few commits."""
+
+    async def double(n: int) -> int:
+        return 2 * n
+
+    async def process(proc: Process) -> int:
+        return sum(await asyncio.gather(*(proc.do(f"n{n}", double, n) for n in range(10_000))))
+
+    async with world.host(process) as host:
+        assert await (await host.spawn(process, "p")).result() == 99_990_000
+        assert world.wires[host].calls.count("commit") < 20
+
+
+@virtual
+async def test_sync_steps_run_on_threads_and_know_their_step(world: World) -> None:
+    """S0.07: a sync step runs off the loop's thread, and current_step() works in it."""
+
+    def where(n: int) -> list[Any]:
+        step = current_step()
+        return [n, step.key, step.attempt, step.process_id, threading.current_thread().name]
+
+    async def process(proc: Process) -> list[list[Any]]:
+        return list(await asyncio.gather(proc.do("a", where, 1), proc.do("b", where, 2)))
+
+    async with world.host(process) as host:
+        (a, b) = await (await host.spawn(process, "p")).result()
+    assert a[:4] == [1, "a", 1, "p"]
+    assert b[:4] == [2, "b", 1, "p"]
+    assert threading.current_thread().name not in {a[4], b[4]}
+
+
+@virtual
+async def test_current_step_tells_key_attempt_and_previous_error(world: World) -> None:
+    """S0.07, S1.10: inside a step: key, attempt, previous error; outside an error says so."""
+    seen: list[tuple[str, int, str]] = []
+
+    async def flaky() -> str:
+        step = current_step()
+        seen.append((step.key, step.attempt, str(step.previous_error)))
+        if step.attempt < 3:
+            raise ValueError(f"no {step.attempt}")
+        return "yes"
+
+    async def process(proc: Process) -> str:
+        with pytest.raises(WrongContextError, match="outside a step"):
+            current_step()
+        result = await proc.do("flaky", flaky, retry=RetryPolicy(attempts_max=3))
+        with pytest.raises(WrongContextError, match="outside a step"):
+            current_step()
+        return result
+
+    async with world.host(process) as host:
+        assert await (await host.spawn(process, "p")).result() == "yes"
+    assert seen == [
+        ("flaky", 1, "None"),
+        ("flaky", 2, "ValueError: no 1"),
+        ("flaky", 3, "ValueError: no 2"),
+    ]
+
+
+@virtual
+async def test_the_idempotency_key_names_the_incarnation(world: World) -> None:
+    """A purged and re-created process gets other idempotency keys (F090)."""
+
+    async def process(proc: Process) -> str:
+        return proc.idempotency_key("charge")
+
+    async with world.host(process) as host:
+        first = await (await host.spawn(process, "p")).result()
+        assert await world.storage.purge(["p"]) == [None]
+        second = await (await host.spawn(process, "p")).result()
+    assert first != second
+    assert {first.split("/")[0], second.split("/")[0]} == {"p"}
+
+
+# --- what may be a step -------------------------------------------------------------------
+
+
+async def _async(n: int) -> int:
+    return n
+
+
+def _sync(n: int) -> int:
+    return n
+
+
+class _Service:
+    async def call(self, n: int) -> int:
+        return n
+
+    def block(self, n: int) -> int:
+        return n
+
+    async def __call__(self, n: int) -> int:
+        return n
+
+
+def _wrapped(fn: Callable[[int], Awaitable[int]]) -> Callable[[int], Awaitable[int]]:
+    @functools.wraps(fn)
+    def wrapper(n: int) -> Awaitable[int]:
+        return fn(n)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        _async,
+        _sync,
+        _Service().call,
+        _Service().block,
+        _Service(),
+        functools.partial(_async),
+        functools.partial(_sync, n=5),
+        lambda n=5: n,
+        lambda n=5: _async(n),
+        _wrapped(_async),
+        abs,
+        int,
+    ],
+)
+def test_everything_callable_can_be_a_step(fn: Any) -> None:
+    """Async and sync functions, methods, partials, callable objects, lambdas, builtins, classes."""
+    fixed = isinstance(fn, functools.partial) and bool(fn.keywords)
+
+    @virtual
+    async def body(world: World) -> None:
+        async def process(proc: Process) -> Any:
+            return await proc.do("step", fn, *(() if fixed else (5,)))
+
+        async with world.host(process) as host:
+            assert await (await host.spawn(process, "p")).result() == 5
+
+    body()
+
+
+def _generator() -> Any:
+    yield 1
+
+
+async def _async_generator() -> Any:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (lambda: _async(1), "call already made"),
+        (lambda: _generator, "generator function"),
+        (lambda: _async_generator, "generator function"),
+        (lambda: functools.partial(_generator), "generator function"),
+        (_generator, "cannot be called"),
+        (lambda: 5, "cannot be called"),
+        (lambda: None, "cannot be called"),
+        (lambda: asyncio.get_running_loop().create_future(), "call already made"),
+    ],
+)
+def test_what_cannot_be_a_step_is_refused_and_nothing_is_recorded(make: Any, hint: str) -> None:
+    """F117: a coroutine object, a generator or a value given as a step: clear error, no record."""
+
+    @virtual
+    async def body(world: World) -> None:
+        async def process(proc: Process) -> str:
+            with pytest.raises(InvalidArgumentError, match=hint):
+                await proc.do("step", make())
+            return await proc.do("step", asyncio.sleep, 0, "the key is still free")
+
+        async with world.host(process) as host:
+            assert await (await host.spawn(process, "p")).result() == "the key is still free"
+        assert world.keys("p") == [("do", "step", "value")]
+
+    body()
+
+
+@virtual
+async def test_wrong_arguments_are_refused_before_the_step_runs(world: World) -> None:
+    """F117: too many or too few arguments for a step: an error at the call, nothing recorded."""
+
+    async def process(proc: Process) -> str:
+        wrong: Any = proc.do
+        with pytest.raises(InvalidArgumentError, match="2 arguments"):
+            await wrong("step", _async, 1, 2)
+        with pytest.raises(InvalidArgumentError, match="0 arguments"):
+            await wrong("step", _sync)
+        return "fine"
+
+    async with world.host(process) as host:
+        assert await (await host.spawn(process, "p")).result() == "fine"
+    assert world.keys("p") == []
+
+
+@pytest.mark.parametrize(
+    "key", ["", "a\x00b", "x" * 256, "a\nb", "\ud800", 7, None, b"x", "é" * 128]
+)
+def test_a_bad_key_is_refused_and_nothing_is_recorded(key: Any) -> None:
+    """F121 (rule 14): keys obey the one rule for names; the message names the key."""
+
+    @virtual
+    async def body(world: World) -> None:
+        async def process(proc: Process) -> str:
+            for call in (
+                lambda: proc.do(key, _async, 1),
+                lambda: proc.get(key, 1),
+                lambda: proc.var(key, 1),
+                lambda: proc.delay(key, timedelta(1)),
+                lambda: proc.event("name", key=key if key is not None else ""),
+                lambda: proc.event(key),
+                lambda: proc.events(key),
+                lambda: proc.idempotency_key(key),
+            ):
+                with pytest.raises(InvalidIdError):
+                    call()
+            return "fine"
+
+        async with world.host(process) as host:
+            assert await (await host.spawn(process, "p")).result() == "fine"
+        assert world.keys("p") == []
+
+    body()
+
+
+@virtual
+async def test_a_durable_call_is_a_coroutine_that_knows_its_kind_and_key(world: World) -> None:
+    """gather, create_task, TaskGroup and wait_for all take a durable call; it has kind and key."""
+
+    async def process(proc: Process) -> list[int]:
+        call = proc.do("a", _async, 1)
+        assert (call.kind.value, call.key) == ("do", "a")
+        assert asyncio.iscoroutine(call)
+        assert "'a'" in repr(call)
+        results = [await call, *await asyncio.gather(proc.do("b", _async, 2))]
+        results.append(await asyncio.create_task(proc.do("c", _async, 3)))
+        results.append(await asyncio.wait_for(proc.do("d", _async, 4), timeout=10))
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(proc.do("e", _async, 5))
+        results.append(task.result())
+        for kind, other in (
+            ("get", proc.get("x", 1)),
+            ("var", proc.var("x", 1)),
+            ("delay", proc.delay("x", timedelta(1))),
+            ("event", proc.event("x")),
+        ):
+            assert (other.kind.value, other.key) == (kind, "x")
+            other.close()
+        return results
+
+    async with world.host(process) as host:
+        assert await (await host.spawn(process, "p")).result() == [1, 2, 3, 4, 5]
+
+
+@virtual
+async def test_a_call_begins_only_when_it_is_awaited(world: World) -> None:
+    """A durable call that is made and closed has run nothing and recorded nothing."""
+    ran: list[int] = []
+
+    async def effect() -> None:
+        ran.append(1)
+
+    async def process(proc: Process) -> None:
+        call = proc.do("effect", effect)
+        await asyncio.sleep(1)
+        call.close()
+
+    async with world.host(process) as host:
+        await (await host.spawn(process, "p")).result()
+    assert ran == []
+    assert world.keys("p") == []
+
+
+@virtual
+async def test_a_call_awaited_twice_is_an_error(world: World) -> None:
+    """F117: the second await of one call object is Python's own error, never a second run."""
+    ran: list[int] = []
+
+    async def effect() -> None:
+        ran.append(1)
+
+    async def process(proc: Process) -> str:
+        call = proc.do("effect", effect)
+        await call
+        with pytest.raises(RuntimeError, match="already awaited"):
+            await call
+        return "fine"
+
+    async with world.host(process) as host:
+        assert await (await host.spawn(process, "p")).result() == "fine"
+    assert ran == [1]
+
+
+# --- timeouts -------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_step_that_takes_too_long_fails_and_the_failure_is_kept(world: World) -> None:
+    """S3.07: `timeout=` cancels the attempt; StepTimeoutError, a TimeoutError, on every run."""
+    ran: list[str] = []
+
+    async def slow() -> None:
+        ran.append("begin")
+        try:
+            await asyncio.sleep(100)
+        finally:
+            ran.append("end")
+
+    async def process(proc: Process) -> str:
+        with pytest.raises(StepTimeoutError) as caught:
+            await proc.do("slow", slow, timeout=timedelta(seconds=5))
+        await proc.event("go")
+        return str(caught.value)
+
+    first = world.host(process)
+    await first.start()
+    await first.spawn(process, "p")
+    await asyncio.sleep(6)
+    world.kill(first)
+    async with world.host(process) as second:
+        await second.raise_event("p", "go")
+        assert "no result after 5.0 s" in await second.get(process, "p").result()
+    assert ran == ["begin", "end"]
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), True, "1", timedelta(0)])
+def test_a_senseless_timeout_is_refused(timeout: Any) -> None:
+    """Bad input gets a clear error and changes nothing: do(timeout=)."""
+
+    @virtual
+    async def body(world: World) -> None:
+        async def process(proc: Process) -> None:
+            with pytest.raises(InvalidArgumentError, match="timeout"):
+                proc.do("k", _async, 1, timeout=timeout)
+
+        async with world.host(process) as host:
+            await (await host.spawn(process, "p")).result()
+
+    body()
+
+
+# --- values: the first run sees what a resumed run sees -----------------------------------
+
+
+class Point(NamedTuple):
+    x: int
+    y: str
+
+
+@dataclass(frozen=True)
+class Money:
+    amount: Decimal
+    at: datetime
+
+
+class Packed(msgspec.Struct):
+    name: str
+    parts: tuple[int, ...]
+
+
+class Approval(pydantic.BaseModel):
+    by: str
+    when: date
+
+
+VALUES: list[Any] = [
+    (1, (2, [3])),
+    {"a": {1, 2}, "f": frozenset({"x"})},
+    b"\x00\xff",
+    "nul \x00 and \U0001f600 and e\u0301",
+    datetime(2026, 3, 29, 2, 30, tzinfo=UTC),
+    date(2026, 1, 1),
+    time(1, 2, 3, 4),
+    timedelta(days=-1, microseconds=1),
+    Decimal("1.10"),
+    UUID(int=5),
+    -0.0,
+    2**53 + 1,
+    -(2**63),
+    2**64 - 1,
+    1e-320,
+    {"$type": "int", "__type__": "x", "t": 1, "": None},
+    True,
+    None,
+    "",
+    [],
+    (),
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_the_first_run_sees_what_a_resumed_run_sees(value: Any) -> None:
+    """F112, F122, F123, S4.15 (rule 2): value and type are equal on first and resumed run."""
+
+    @virtual
+    async def body(world: World) -> None:
+        seen: list[Any] = []
+
+        async def make() -> Any:
+            return value
+
+        async def process(proc: Process) -> None:
+            seen.append(await proc.do("value", make))
+            await proc.event("go")
+
+        first = world.host(process)
+        await first.start()
+        await first.spawn(process, "p")
+        await settle()
+        world.kill(first)
+        async with world.host(process) as second:
+            await second.raise_event("p", "go")
+            await second.get("p").result()
+        assert len(seen) == 2
+        for each in seen:
+            assert type(each) is type(value)
+            assert repr(each) == repr(value)
+
+    body()
+
+
+@virtual
+async def test_an_annotated_step_returns_its_class(world: World) -> None:
+    """S4.15 (rule 2): NamedTuple, dataclass, Struct and pydantic model come back as themselves."""
+    seen: list[list[Any]] = []
+
+    async def point() -> Point:
+        return Point(1, "y")
+
+    async def money() -> Money:
+        return Money(Decimal("1.10"), datetime(2026, 1, 1, tzinfo=UTC))
+
+    async def packed() -> list[Packed]:
+        return [Packed("a", (1, 2))]
+
+    def approval() -> Approval:
+        return Approval(by="carol", when=date(2026, 1, 1))
+
+    async def process(proc: Process) -> None:
+        seen.append(
+            [
+                await proc.do("point", point),
+                await proc.do("money", money),
+                await proc.do("packed", packed),
+                await proc.do("approval", approval),
+                await proc.get("id", uuid4),
+            ]
+        )
+        await proc.event("go")
+
+    first = world.host(process)
+    await first.start()
+    await first.spawn(process, "p")
+    await asyncio.sleep(1)
+    world.kill(first)
+    async with world.host(process) as second:
+        await second.raise_event("p", "go")
+        await second.get("p").result()
+    assert seen[0] == seen[1]
+    assert [type(each) for each in seen[0]] == [type(each) for each in seen[1]]
+    assert [type(each) for each in seen[0]] == [Point, Money, list, Approval, UUID]
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+    | st.binary(max_size=8)
+    | st.decimals(allow_nan=False, allow_infinity=False)
+    | st.uuids()
+    | st.datetimes(timezones=st.just(UTC))
+    | st.dates()
+    | st.timedeltas(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(
+            st.text(st.characters(exclude_categories=["Cs"]), max_size=4), inner, max_size=3
+        )
+        | st.frozensets(st.integers().filter(lambda n: -(2**63) <= n < 2**64), max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(JSON, min_size=1, max_size=4))
+def test_any_value_comes_back_equal_through_a_real_step(values: list[Any]) -> None:
+    """F112, F123 (rule 2): whatever the codec takes, first run and resumed run see it equal."""
+    seen: list[list[Any]] = []
+
+    async def main(clock: VirtualClock) -> None:
+        world = World(clock)
+
+        async def echo(index: int) -> Any:
+            return values[index]
+
+        async def process(proc: Process) -> None:
+            seen.append([await proc.do(f"k{i}", echo, i) for i in range(len(values))])
+            await proc.event("go")
+
+        first = world.host(process)
+        await first.start()
+        await first.spawn(process, "p")
+        await asyncio.sleep(1)
+        world.kill(first)
+        async with world.host(process) as second:
+            await second.raise_event("p", "go")
+            await second.get("p").result()
+
+    run_virtual(main)
+    assert repr(seen[0]) == repr(seen[1])
+    assert seen[0] == seen[1] == values
+
+
+@virtual
+async def test_the_caller_holds_a_copy_of_its_own(world: World) -> None:
+    """F113: changing a result, or what a step still holds, changes nothing recorded."""
+    kept: list[Any] = []
+    seen: list[Any] = []
+
+    async def make() -> list[int]:
+        kept.append([1, 2])
+        result: list[int] = kept[-1]
+        return result
+
+    async def process(proc: Process) -> None:
+        value = await proc.do("value", make)
+        seen.append(list(value))
+        value.append(3)
+        if kept:
+            kept[0].append(4)
+        assert value == [1, 2, 3]
+        await proc.event("go")
+
+    first = world.host(process)
+    await first.start()
+    await first.spawn(process, "p")
+    await settle()
+    world.kill(first)
+    async with world.host(process) as second:
+        await second.raise_event("p", "go")
+        await second.get("p").result()
+    assert seen == [[1, 2], [1, 2]]
+
+
+def _cycle() -> Any:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+@dataclass
+class Plain:
+    n: int
+
+
+BAD: list[tuple[Callable[[], Any], str]] = [
+    (lambda: {"a": [float("nan")]}, r"a.*0"),
+    (lambda: [float("inf")], r"0"),
+    (lambda: {"deep": {"x": "\ud800"}}, r"deep.*x"),
+    (lambda: [2**70], r"0"),
+    (_cycle, r"."),
+    (lambda: {"f": lambda: 1}, r"f"),
+    (lambda: [Plain(1)], r"0"),
+    (object, r"."),
+    (lambda: threading.Lock(), r"."),
+]
+
+
+@pytest.mark.parametrize(("make", "path"), BAD)
+def test_a_result_that_cannot_be_recorded_fails_the_step_once(make: Any, path: str) -> None:
+    """F120, F123 (rule 2): recorded as the step's SerializationError; its effect never repeats."""
+
+    @virtual
+    async def body(world: World) -> None:
+        ran: list[int] = []
+        seen: list[str] = []
+
+        async def effect() -> Any:
+            ran.append(1)
+            return make()
+
+        async def process(proc: Process) -> None:
+            with pytest.raises(SerializationError, match=path) as caught:
+                await proc.do("effect", effect, retry=RetryPolicy(attempts_max=5, delay_s=0))
+            seen.append(f"{type(caught.value).__name__}: {caught.value}")
+            await proc.event("go")
+
+        first = world.host(process)
+        await first.start()
+        await first.spawn(process, "p")
+        await settle()
+        world.kill(first)
+        async with world.host(process) as second:
+            await second.raise_event("p", "go")
+            await second.get("p").result()
+        assert ran == [1]
+        assert len(seen) == 2
+        assert seen[0] == seen[1]
+
+    body()
+
+
+@virtual
+async def test_a_result_of_5_mb_fails_the_step_once(world: World) -> None:
+    """F124, S1.15 (rule 14): a result beyond 2 MiB is recorded as LimitExceededError."""
+    ran: list[int] = []
+
+    async def big() -> str:
+        ran.append(1)
+        return "x" * 5_000_000
+
+    async def process(proc: Process) -> str:
+        with pytest.raises(LimitExceededError) as caught:
+            await proc.do("big", big)
+        await proc.event("go")
+        return str(caught.value)
+
+    first = world.host(process)
+    await first.start()
+    await first.spawn(process, "p")
+    await settle()
+    world.kill(first)
+    async with world.host(process) as second:
+        await second.raise_event("p", "go")
+        assert "2,097,152" in await second.get(process, "p").result()
+    assert ran == [1]
+
+
+@virtual
+async def test_a_result_at_the_limit_is_kept(world: World) -> None:
+    """F124: the other side of the limit: 2 MiB less two quotes is a value."""
+
+    async def big() -> str:
+        return "x" * (2 * 1024 * 1024 - 2)
+
+    async def process(proc: Process) -> int:
+        return len(await proc.do("big", big))
+
+    async with world.host(process) as host:
+        assert await (await host.spawn(process, "p")).result() == 2 * 1024 * 1024 - 2
+
+
+@virtual
+async def test_a_result_that_is_not_what_the_step_promised(world: World) -> None:
+    """F120 (rule 2): a wrong return annotation is the step's SerializationError, never later."""
+
+    async def lies() -> int:
+        return "five"  # type: ignore[return-value]
+
+    async def process(proc: Process) -> str:
+        with pytest.raises(SerializationError) as caught:
+            await proc.do("lies", lies)
+        return str(caught.value)
+
+    async with world.host(process) as host:
+        assert "int" in await (await host.spawn(process, "p")).result()
+    assert world.keys("p") == [("do", "lies", "error")]
+
+
+@virtual
+async def test_unannotated_dataclass_is_refused_with_a_hint(world: World) -> None:
+    """Rule 2: an unannotated dataclass result is refused with a hint; types=[…] takes it."""
+
+    async def plain():  # type: ignore[no-untyped-def]  # the point of the test
+        return Plain(1)
+
+    async def process(proc: Process) -> Any:
+        try:
+            return await proc.do("plain", plain)
+        except SerializationError as error:
+            return error.hint is not None
+
+    async with world.host(process) as host:
+        assert await (await host.spawn(process, "p")).result() is True
+    async with world.host(process, types=[Plain]) as host:
+        assert await (await host.spawn(process, "q")).result() == Plain(1)
+
+
+@virtual
+async def test_a_process_result_that_cannot_be_recorded(world: World) -> None:
+    """F120: what the function returns has no form: the process is set aside, not failed."""
+
+    async def process(proc: Process) -> Any:
+        return object()
+
+    async with world.host(process) as host:
+        handle = await host.spawn(process, "p")
+        with pytest.raises(Exception, match="quarantined"):
+            await handle.result()
+
+
+@virtual
+async def test_a_step_error_that_nobody_catches_ends_the_process(world: World) -> None:
+    """S0.05, S3.04: the step's record, then the final one; result() raises both names."""
+
+    async def bad() -> None:
+        raise KeyError("nope")
+
+    async def process(proc: Process) -> None:
+        await proc.do("bad", bad)
+
+    async with world.host(process) as host:
+        handle = await host.spawn(process, "p")
+        with pytest.raises(ProcessFailedError, match="KeyError") as caught:
+            await handle.result()
+        assert isinstance(caught.value.__cause__, StepError)
+        assert caught.value.type == "KeyError"
+    assert world.keys("p") == [("do", "bad", "error")]
