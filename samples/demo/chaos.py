@@ -128,6 +128,11 @@ class Chaos:
             self._dying = True
             threading.Thread(target=self._die_soon, daemon=True).start()
 
+    def must_strike(self) -> None:
+        """Die now if death was due and found no occasion; the last step is done."""
+        if self._point is not None:
+            self._die()
+
     def _die_soon(self) -> NoReturn:
         # A thread of its own, so that death may come in the middle of anything: a commit,
         # a read, the event loop itself.

@@ -102,10 +102,12 @@ async def run(folder: Folder, kill_point: KillPoint | None, count: int | None) -
             with suppress(ProcessError):
                 await handle.result()
 
-    async with host, asyncio.TaskGroup() as group:
+    async with host:
         runs.write("ready")
-        for row in read_transfers(count):
-            group.create_task(run_one(row))
+        async with asyncio.TaskGroup() as group:
+            for row in read_transfers(count):
+                group.create_task(run_one(row))
+        chaos.must_strike()
     runs.write("done")
     bank.close()
 
