@@ -65,7 +65,7 @@ class ClaimConformance(ConformanceBase):
             assert epochs == [1, 2, 3, 4, 5, 6]
 
     async def test_a_held_process_is_not_taken_twice(self) -> None:
-        """G5 C06: what is held is handed out to nobody, its owner included."""
+        """G5: what is held is handed out to nobody, its owner included."""
         async with self.world() as w:
             lease = await w.host()
             await w.add("p")

@@ -1,0 +1,72 @@
+"""The suite itself is tested: each planted mistake in a storage is caught by one of its tests.
+
+Every mistake is one that storages of this kind have made (FAILURES appendix C,
+or the five predecessors). It is planted in the memory storage, and the whole
+suite runs until a test fails; a mistake that no test meets is a hole.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+
+import pytest
+
+import tests.planted_keeping
+import tests.planted_writing  # noqa: F401  (importing plants them)
+from durabletask._memory import MemoryStorage
+from durabletask.storage import (
+    ProcessStorage,
+)
+from durabletask.testing import VirtualClock
+from durabletask.testing.conformance import StorageConformance
+from tests.planted_storage import PLANTS
+
+
+class Suite(StorageConformance):
+    """The whole suite over a memory storage; `crash` is kill -9 of everything."""
+
+    async def open_storage(self, clock: VirtualClock) -> ProcessStorage:
+        return MemoryStorage(clock)
+
+    async def reopen(self, storage: ProcessStorage, *, crash: bool = False) -> ProcessStorage:
+        assert isinstance(storage, MemoryStorage)
+        if crash:
+            storage.crash()
+        return storage
+
+
+def promises_of(suite: type) -> Iterator[str]:
+    for name, member in inspect.getmembers(suite):
+        if name.startswith("test_") and member is not None:
+            yield name
+
+
+def first_failure() -> str | None:
+    """Run the suite until a test fails; return its name."""
+
+    async def run() -> str | None:
+        for name in promises_of(Suite):
+            try:
+                await getattr(Suite(), name)()
+            except (Exception, pytest.fail.Exception):
+                return name
+        return None
+
+    return asyncio.run(run())
+
+
+# --- the tests ---------------------------------------------------------------------------
+
+
+def test_without_a_mistake_the_suite_passes() -> None:
+    """The control: what is caught below is the mistake and nothing else."""
+    assert first_failure() is None
+    assert len(list(promises_of(Suite))) >= 100
+    assert len(PLANTS) >= 40
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_mistake_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C01-C40: each of these mistakes makes a test of the suite fail."""
+    PLANTS[name](monkeypatch)
+    assert first_failure() is not None, PLANTS[name].__doc__
