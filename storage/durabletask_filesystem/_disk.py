@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 
 from durabletask_filesystem._files import Buffer, File
+from durabletask_filesystem._watch import watch_moves
 
 _WRITE_BYTES_MAX = 1 << 30  # Linux writes at most 2 GiB - 4 KiB at a call
 
@@ -115,6 +116,10 @@ class RealFolder:
     def sync_entries(self, subfolder: str = "") -> None:
         """Make creations, renames and removals in the folder or subfolder durable."""
         _sync_directory(self._at(subfolder))
+
+    def watch(self, subfolder: str) -> int | None:
+        """Return a descriptor that becomes readable when a file is renamed into a subfolder."""
+        return watch_moves(self._at(subfolder))
 
     def lock(self, name: str, text: bytes) -> None:
         """Take the folder, creating it first if there is none, and leave `text` in the lock file.

@@ -6,7 +6,7 @@ call. Names are relative to the folder, with at most one "/" in them.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Buffer = bytes | bytearray | memoryview
 
@@ -101,4 +101,13 @@ class Folder(Protocol):
 
     def unlock(self) -> None:
         """Give the folder back; safe to repeat."""
+        ...
+
+
+@runtime_checkable
+class Watchable(Protocol):
+    """A folder that can say when a file is renamed into it."""
+
+    def watch(self, subfolder: str) -> int | None:
+        """Return a descriptor that becomes readable then; None if the system cannot tell."""
         ...

@@ -36,8 +36,12 @@ def recover(folder: Folder, entropy: Callable[[int], bytes]) -> tuple[Log, Table
         StorageCorruptError: Acknowledged data is damaged; nothing was touched.
         OSError: The folder cannot be read or written.
     """
-    if _manifest.NAME in folder.names():
+    names = folder.names()
+    if _manifest.NAME in names:
         manifest = _manifest.load(folder)
+        for name in ("torn", "inbox"):
+            if name not in names:
+                folder.make_subfolder(name)
         # A crash may have come between the rename of the manifest and its sync.
         folder.sync_entries()
     else:

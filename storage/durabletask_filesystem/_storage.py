@@ -36,13 +36,17 @@ from durabletask.storage import (
     Unit,
     UnitOutcome,
 )
+from durabletask_filesystem._bell import Bell
+from durabletask_filesystem._client import Client
 from durabletask_filesystem._disk import RealFolder
 from durabletask_filesystem._files import Folder
+from durabletask_filesystem._inbox import ClientRequest
 from durabletask_filesystem._requests import (
     Answer,
     Claim,
     CloseLease,
     Commit,
+    Compact,
     Create,
     Deliver,
     ListPage,
@@ -98,6 +102,10 @@ class FileSystemStorage:
         self._queue: list[Waiter] = []
         self._flying = False
         self._closed = False
+        self._rung = False
+        self._asked: Sequence[Request] = ()
+        self._bell: Bell | None = None
+        self._client: Client | None = None
         self._listeners: list[Callable[[str | None], None]] = []
 
     # --- the seam ------------------------------------------------------------------------
@@ -170,11 +178,23 @@ class FileSystemStorage:
         """End a lease and let another program have the folder; see `ProcessStorage`."""
         await self._ask(CloseLease(lease))
 
+    async def compact(self) -> int:
+        """Merge all sealed segments without what nobody can ask for; return the bytes gained.
+
+        The storage does it by itself when it pays. Holds up other calls.
+
+        Raises:
+            StorageBusyError: Another program has the folder.
+        """
+        gained: int = await self._ask(Compact())
+        return gained
+
     async def close(self) -> None:
         """Give the folder and the worker thread back. Safe to repeat."""
         if self._closed:
             return
         self._closed = True
+        self._stop_listening()
         loop = asyncio.get_running_loop()
         if self._pool is not None:
             await loop.run_in_executor(self._pool, self._close_store)
@@ -209,9 +229,11 @@ class FileSystemStorage:
 
     def _fly(self, loop: asyncio.AbstractEventLoop) -> None:
         batch, self._queue = self._queue, []
+        rung, self._rung = self._rung, False
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="durabletask-filesystem")
-        job = loop.run_in_executor(self._pool, self._work, [request for request, _ in batch])
+        requests = [request for request, _ in batch]
+        job = loop.run_in_executor(self._pool, self._work, requests, rung)
         job.add_done_callback(partial(self._landed, loop, batch))
 
     def _landed(
@@ -220,10 +242,8 @@ class FileSystemStorage:
         batch: Sequence[Waiter],
         job: "asyncio.Future[Answers]",
     ) -> None:
-        if self._queue:
-            self._fly(loop)
-        else:
-            self._flying = False
+        self._after(loop)
+        asked, self._asked = self._asked, ()
         error = job.exception()
         if error is not None:
             for _, future in batch:
@@ -238,23 +258,86 @@ class FileSystemStorage:
                     future.set_result(answer)
             if self._listeners:
                 self._hint(loop, request)
+        for request in asked:
+            self._hint(loop, request)
+
+    def _after(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin the next flight if there is anything for it; one at a time."""
+        store = self._store
+        if store is not None and store.leased and not self._closed:
+            self._listen(loop)
+            if store.compacting:
+                unheard = loop.create_future()
+                unheard.add_done_callback(asyncio.Future.exception)
+                self._queue.append((Compact(slice=True), unheard))
+        else:
+            self._stop_listening()
+        if self._queue or self._rung:
+            self._fly(loop)
+        else:
+            self._flying = False
 
     def _hint(self, loop: asyncio.AbstractEventLoop, request: Request) -> None:
         for process_id in _changed(request):
             for listener in self._listeners:
                 loop.call_soon(listener, process_id)
 
+    # --- letters of other programs -----------------------------------------------------------
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look into the inbox now, and whenever something arrives there, while there is a lease."""
+        if self._bell is None:
+            self._bell = Bell(loop, self._folder, partial(self._ring, loop))
+            self._ring(loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._rung = True
+        if not self._flying:
+            self._flying = True
+            loop.call_soon(self._fly, loop)
+
+    def _stop_listening(self) -> None:
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
+
     # --- on the worker thread ------------------------------------------------------------
 
-    def _work(self, requests: Sequence[Request]) -> Answers:
-        store = self._hold()
+    def _work(self, requests: Sequence[Request], rung: bool) -> Answers:
+        try:
+            store = self._hold()
+        except StorageBusyError as error:
+            return self._ask_holder(requests, error)
         leased = store.leased
         try:
-            return store.apply(requests)
+            if not (rung and leased):
+                return store.apply(requests)
+            answers, self._asked = store.apply_with_letters(requests)
+            return answers
         finally:
             if not store.leased:
                 self._holding = False
                 store.let_go(clean=leased)
+
+    def _ask_holder(self, requests: Sequence[Request], busy: StorageBusyError) -> Answers:
+        """Ask the program that holds the folder; what takes a lease is refused."""
+        if self._client is None:
+            self._client = Client(self._folder, self._reply_timeout_s)
+        asked = [request for request in requests if isinstance(request, ClientRequest)]
+        answers: Answers | None = []
+        if asked:
+            answers = self._client.ask(asked, self._clock.now(), self._is_free)
+        if answers is None:
+            return self._work(requests, False)
+        came = iter(answers)
+        return [next(came) if isinstance(request, ClientRequest) else busy for request in requests]
+
+    def _is_free(self) -> bool:
+        try:
+            self._hold()
+        except StorageBusyError:
+            return False
+        return True
 
     def _hold(self) -> Store:
         if self._store is None:

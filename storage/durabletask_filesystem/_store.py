@@ -17,6 +17,7 @@ from durabletask.errors import (
     InvalidIdError,
     StorageBusyError,
     StorageCorruptError,
+    StorageError,
     StorageFailedError,
     StorageUnavailableError,
 )
@@ -26,6 +27,7 @@ from durabletask_filesystem._compaction import Compaction, mergeable, worth_merg
 from durabletask_filesystem._desk import Desk
 from durabletask_filesystem._files import Folder, SyncError
 from durabletask_filesystem._history import Library
+from durabletask_filesystem._inbox import Inbox
 from durabletask_filesystem._leases import Leases
 from durabletask_filesystem._log import DamageError, Segment
 from durabletask_filesystem._manifest import segment_name
@@ -76,6 +78,7 @@ class Store:
         self._entropy = entropy
         self._failed: str | None = None
         self._closed = False
+        self._inbox = Inbox(folder)
         self._merge: Iterator[None] | None = None
         self._mark: tuple[bytes, int] | None = None
 
@@ -166,6 +169,27 @@ class Store:
             self.rotate()
         return answers
 
+    def apply_with_letters(
+        self, requests: Sequence[Request]
+    ) -> tuple[list[Answer], Sequence[Request]]:
+        """Answer a batch together with what other programs ask in the inbox.
+
+        Returns:
+            The answers to `requests`, and what the others asked.
+
+        Raises:
+            StorageError: As `apply`; the letters are answered with it too.
+        """
+        letters = self._inbox.letters(self._clock.now())
+        asked = [letter.request for letter in letters]
+        try:
+            answers = self.apply([*requests, *asked])
+        except StorageError as error:
+            self._inbox.reply(letters, [error] * len(letters))
+            raise
+        self._inbox.reply(letters, answers[len(requests) :])
+        return answers[: len(requests)], asked
+
     def _answer(self, request: Request, now: datetime) -> Answer:
         match request:
             case Commit(lease, units):
@@ -185,6 +209,8 @@ class Store:
             case Purge(process_ids):
                 return self._desk.purge(process_ids, now)
             case OpenLease(host_id, label):
+                if not self.leased:
+                    self._inbox.clean()
                 return self._leases.open(host_id, label, now)
             case Renew(lease):
                 return self._leases.open(self._leases.check(lease), lease.label, now)

@@ -1,0 +1,135 @@
+"""Other programs reach a running host's folder through letters."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from durabletask.errors import StorageBusyError, StorageUnknownError
+from durabletask.storage import NewEvent, NewProcess, Query, Refusal
+from durabletask_filesystem import FileSystemStorage, _inbox
+from durabletask_filesystem._disk import RealFolder
+from durabletask_filesystem._requests import Read
+
+
+def new(process_id: str) -> NewProcess:
+    return NewProcess(
+        process_id=process_id, name="fn", input=b"[1]", input_digest="d", creation_id="c"
+    )
+
+
+@asynccontextmanager
+async def two(path: Path, timeout_s: float = 30.0) -> AsyncIterator[tuple[FileSystemStorage, ...]]:
+    """Two storages of one folder, as two programs have them."""
+    host = FileSystemStorage(path)
+    client = FileSystemStorage(path, reply_timeout_s=timeout_s)
+    try:
+        yield host, client
+    finally:
+        await client.close()
+        await host.close()
+
+
+async def test_a_client_reaches_the_folder_of_a_running_host(tmp_path: Path) -> None:
+    """Issue item 4: spawn, raise, read, list and purge from another program; the host is told."""
+    async with two(tmp_path) as (host, client):
+        lease = await host.open_lease("h1", "host")
+        told: list[str | None] = []
+        host.subscribe(told.append)
+        (created,) = await client.create([new("a")])
+        assert created.fresh
+        assert (await host.read(["a"]))[0] == (await client.read(["a"]))[0]
+        event = NewEvent(process_id="a", event_id="e", name="n", payload=b'{"x":[1, 2]}')
+        delivered = await client.deliver([event], mailbox_max=10)
+        assert delivered[0].event is not None
+        assert delivered[0].event.payload == b'{"x":[1, 2]}'
+        (snapshot,) = await client.read(["a"], history=True)
+        assert snapshot is not None
+        assert len(snapshot.events) == 1
+        assert [row.process_id for row in (await client.list(Query())).rows] == ["a"]
+        assert await client.purge(["a", "b"]) == (Refusal.NOT_FINISHED, Refusal.UNKNOWN_PROCESS)
+        assert told.count("a") >= 2
+        claims = await host.claim(lease, "c1", ["fn"], count_max=1)
+        assert [each.row.process_id for each in claims.claimed] == ["a"]
+        assert list((tmp_path / "inbox").iterdir()) == []
+
+
+async def test_a_second_host_is_refused_and_told_the_pid(tmp_path: Path) -> None:
+    """F033: what takes a lease never goes by letter."""
+    async with two(tmp_path) as (host, client):
+        await host.open_lease("h1", "host")
+        with pytest.raises(StorageBusyError, match=r"pid \d+"):
+            await client.open_lease("h2", "other")
+
+
+async def test_without_a_host_every_program_serves_itself(tmp_path: Path) -> None:
+    """A client holds the folder only while it answers, so that a host can start at any time."""
+    async with two(tmp_path) as (host, client):
+        await client.create([new("a")])
+        await host.create([new("b")])
+        lease = await host.open_lease("h1", "host")
+        await client.create([new("c")])
+        await host.close_lease(lease)
+        assert [row.process_id for row in (await client.list(Query())).rows] == ["a", "b", "c"]
+        lease = await client.open_lease("h2", "other")
+        assert (await client.claim(lease, "c", ["fn"], count_max=9)).more is False
+
+
+async def test_calls_of_one_client_keep_their_order(tmp_path: Path) -> None:
+    """G8: events of one sender arrive in the order in which it sent them."""
+    async with two(tmp_path) as (host, client):
+        await host.open_lease("h1", "host")
+        await client.create([new("a")])
+        events = [
+            NewEvent(process_id="a", event_id=f"e{n}", name="n", payload=b"%d" % n)
+            for n in range(30)
+        ]
+        await asyncio.gather(*(client.deliver([event], mailbox_max=100) for event in events))
+        (snapshot,) = await host.read(["a"], history=True)
+        assert snapshot is not None
+        assert [event.payload for event in snapshot.events] == [event.payload for event in events]
+
+
+async def test_no_reply_is_an_unknown_outcome(tmp_path: Path) -> None:
+    """A holder of the folder that does not answer: unknown, and the letter is taken back."""
+    folder = RealFolder(tmp_path)
+    async with two(tmp_path, timeout_s=0.02) as (host, client):
+        await host.create([new("a")])
+        folder.lock("LOCK", b"{}")
+        with pytest.raises(StorageUnknownError):
+            await client.create([new("b")])
+        assert list((tmp_path / "inbox").iterdir()) == []
+        folder.unlock()
+        assert (await client.create([new("b")]))[0].fresh
+
+
+async def test_a_client_whose_host_dies_serves_itself(tmp_path: Path) -> None:
+    """F003: the letter of a dead host is taken back and the call is done without it."""
+    folder = RealFolder(tmp_path)
+    async with two(tmp_path) as (host, client):
+        await host.create([new("a")])
+        folder.lock("LOCK", b"{}")
+        call = asyncio.ensure_future(client.create([new("b")]))
+        inbox = tmp_path / "inbox"
+        while not list(inbox.glob("*.req")):
+            await asyncio.sleep(0)
+        folder.unlock()
+        assert (await call)[0].fresh
+
+
+async def test_letters_of_no_use_are_removed(tmp_path: Path) -> None:
+    """A late or broken request is not executed, and old replies are cleaned away."""
+    folder = RealFolder(tmp_path)
+    async with two(tmp_path) as (host, _):
+        await host.create([new("a")])
+        long_ago = datetime.now(UTC) - timedelta(hours=1)
+        _inbox.send(folder, "late-1", Read(("a",)), long_ago)
+        (tmp_path / "inbox" / "broken-1.req").write_bytes(b"\0" * 40)
+        (tmp_path / "inbox" / "old-1.rep").write_bytes(b"x")
+        lease = await host.open_lease("h1", "host")
+        await host.renew(lease)
+        await host.renew(lease)
+        assert list((tmp_path / "inbox").iterdir()) == []
