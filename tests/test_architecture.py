@@ -63,7 +63,7 @@ BROAD_EXCEPTS: dict[tuple[str, str], str] = {
     ("durabletask/_failure.py", "_text"): _USER_ERROR,
     ("durabletask/_observe.py", "tell"): "an observer that raises is logged and fails no process",
     ("durabletask/_process.py", "_plain_step"): _STEP_FAILED,
-    ("durabletask/_runner.py", "_call"): "whatever leaves a process function ends the process",
+    ("durabletask/_runner.py", "execute"): "whatever leaves a process function ends the process",
     ("durabletask/_steps.py", "StepRun.outcome"): _STEP_FAILED,
     ("durabletask/_writer.py", "GroupCommit._run"): "handed to each that waits for the batch",
     (
