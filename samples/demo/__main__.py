@@ -64,13 +64,16 @@ def _run_worker(
         command += ["--kill-point", str(point)]
     deadline = time.monotonic() + RUN_S_MAX
     worker = subprocess.Popen(command, cwd=ROOT)
-    while (status := worker.poll()) is None:
-        if time.monotonic() > deadline:
-            worker.kill()
-            worker.wait()
-            raise WorkerError(f"the worker did not end within {RUN_S_MAX:.0f} s")
-        watch.advance(bank.closed_count())
-        time.sleep(LOOK_EVERY_S)
+    try:
+        while (status := worker.poll()) is None:
+            if time.monotonic() > deadline:
+                raise WorkerError(f"the worker did not end within {RUN_S_MAX:.0f} s")
+            watch.advance(bank.closed_count())
+            time.sleep(LOOK_EVERY_S)
+    finally:
+        # Whatever ends the watch, Ctrl-C too, leaves no worker behind.
+        worker.kill()
+        worker.wait()
     return status
 
 
