@@ -51,6 +51,11 @@ class Codec:
             annotated; written under the class's name.
         limits: Of size and depth.
 
+    Attributes:
+        view: The shape for looking at records without the code that made
+            them: an object of a class reads as a dictionary of its fields, an
+            enum as its value. For people and tools; a process never sees it.
+
     Raises:
         RegistrationError: Two of the types have one name, or one cannot be recorded.
     """
@@ -58,6 +63,7 @@ class Codec:
     def __init__(self, types: Iterable[type] = (), limits: Limits = Limits()) -> None:  # noqa: B008  frozen
         self.limits = limits
         self._any = AnyNode(limits.depth_max)
+        self.view = Shape(AnyNode(limits.depth_max, strangers=True), limits)
         self._shapes: dict[Any, Shape] = {}
         self._nodes: dict[Any, Node] = {}
         by_name: dict[str, type] = {}

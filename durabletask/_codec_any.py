@@ -66,11 +66,15 @@ def form_of(raw: object) -> str:
 
 
 class AnyNode:
-    """No annotation: JSON types, the closed set, and registered classes."""
+    """No annotation: JSON types, the closed set, and registered classes.
+
+    With `strangers`, what is recorded as another class is read as its data.
+    """
 
     label: str = "Any"
 
-    def __init__(self, depth_max: int) -> None:
+    def __init__(self, depth_max: int, *, strangers: bool = False) -> None:
+        self._strangers = strangers
         self.types: frozenset[type] | None = None
         self.forms: frozenset[str] | None = None
         self.depth_max = depth_max
@@ -197,12 +201,21 @@ class AnyNode:
         node = self._by_tag.get(tag)
         if node is not None:
             return node.unpack({tag: raw}, False)
+        if tag[:2] == "$:" and self._strangers:
+            return self._data_of(raw)
         if tag[:2] == "$:":
             raise UnfitError(
                 f"is a {tag[2:]!a}, a class that this code was not given",
                 f"annotate it, or register the class: ProcessHost(types=[{tag[2:]}])",
             )
         raise UnfitError(f"has the unknown tag {tag!a}", "was it written by a newer release?")
+
+    def _data_of(self, raw: Any) -> Any:
+        # The fields, the value of an enum, or of a pydantic model its own JSON
+        # beside the names of the fields that were set.
+        if type(raw) is list and len(raw) == 2 and type(raw[1]) is list:
+            return raw[0]
+        return self.unpack(raw)
 
     def check_depth(self, value: object, depth: int) -> None:
         """Refuse a container at `depth` if the limit is reached."""

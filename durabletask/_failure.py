@@ -86,6 +86,23 @@ class Failures:
         """
         return self._error(loads(payload), payload, 0)
 
+    def view(self, payload: bytes) -> Exception:
+        """Return the exception for somebody who looks on, without the code that raised it.
+
+        What `decode` cannot make because a class is missing is a `StepError`
+        here. A process never sees it: for it that would be another error.
+
+        Raises:
+            DecodeError: It is no recorded error.
+        """
+        record = loads(payload)
+        try:
+            return self._error(record, payload, 0)
+        except DecodeError:
+            if not isinstance(record, dict) or "args" not in record:
+                raise
+            return self._error({**record, "args": None}, payload, 0)
+
     def _register(self, cls: type[Exception]) -> None:
         if not (isinstance(cls, type) and issubclass(cls, Exception)):
             raise RegistrationError(
@@ -132,7 +149,7 @@ class Failures:
         kind, message = record.get("type"), record.get("message")
         if not isinstance(kind, str) or not isinstance(message, str):
             raise _no_error(payload)
-        if "args" in record:
+        if record.get("args") is not None:
             return self._registered(kind, message, record["args"])
         if "own" not in record:
             return StepError(kind, message)

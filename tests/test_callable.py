@@ -12,6 +12,7 @@ import os
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest.mock import AsyncMock, MagicMock, Mock
 from uuid import UUID, uuid4
@@ -260,6 +261,17 @@ def test_functions_of_one_code_are_not_confused() -> None:
                 assert (spec._min, spec._max) == (2 - defaults, 2)
 
 
+def test_annotations_are_compared() -> None:
+    """Functions of one code that differ in nothing but the annotation are told apart."""
+    callables = Callables(CODEC)
+    for kind in (int, str, list[int], int):
+
+        def inner() -> None: ...
+
+        inner.__annotations__["return"] = kind
+        assert callables.spec(inner).returns is CODEC.shape(kind)
+
+
 def in_module(text: str) -> Any:
     namespace: dict[str, Any] = {"passing": passing}
     exec(text, namespace)
@@ -280,6 +292,13 @@ def test_wrappers_of_other_modules_are_not_confused() -> None:
     one, two = in_module(plain.format("a")), in_module(plain.format("b"))
     for fn in (one, two, one):
         assert callables.spec(fn).returns is CODEC.shape(fn.__globals__["X"])
+    moved = FunctionType(one.__code__, two.__globals__)
+    moved.__annotations__ = one.__annotations__
+    assert callables.spec(moved).returns is CODEC.shape(two.__globals__["X"])
+    posing = FunctionType(one.__code__, one.__globals__)
+    posing.__annotations__ = one.__annotations__
+    posing.__dict__["__wrapped__"] = two
+    assert callables.spec(posing).returns is CODEC.shape(two.__globals__["X"])
 
 
 def test_a_function_and_its_method_are_not_confused() -> None:
@@ -310,6 +329,13 @@ def test_a_known_function_is_not_examined_again(monkeypatch: pytest.MonkeyPatch)
     assert all(one is other for one, other in zip(first, call(), strict=True))
 
 
+def holder(held: object) -> Callable[[], int]:
+    def fn() -> int:
+        return id(held)
+
+    return fn
+
+
 def test_nothing_of_a_call_is_kept() -> None:
     """What a lambda, a partial or a method holds is free again after the call."""
 
@@ -327,6 +353,7 @@ def test_nothing_of_a_call_is_kept() -> None:
             functools.partial(fetch, big),  # type: ignore[arg-type]
             big.method,
             passing(lambda: big),  # noqa: B023, F821
+            passing(holder(big)),
         ):
             callables.spec(fn).check(())
         del big, fn

@@ -177,6 +177,24 @@ def test_json_of_other_programs() -> None:
     assert CODEC.shape(Invoice).decode(invoice).number == 5
 
 
+def test_view_needs_no_classes() -> None:
+    """F125: whoever looks at a history without its code sees data, whatever classes it had."""
+    ticket = Ticket(1, ("x",))
+    order = Order(1, [Item("a", Decimal(1), {"x"})])
+    invoice = Invoice(id=UUID(int=1), due=datetime(2024, 1, 1, tzinfo=UTC))
+    for value, seen in (
+        (order, {"id": 1, "items": [{"sku": "a", "price": Decimal(1), "tags": {"x"}}]}),
+        (ticket, {"_secret": 1, "seats": ("x",)}),
+        (Color.RED, "r"),
+        (Point(1), {"x": 1, "y": 0.5}),
+        (invoice, {"id": str(UUID(int=1)), "due": "2024-01-01T00:00:00Z", "number": 0}),
+    ):
+        assert same(CODEC.view.decode(CODEC.shape_of(value).encode(value)), seen)
+    for damaged in (b'{"$nope":1}', b'{"$uuid":1}', b'{"$:X":{"$uuid":1}}'):
+        with pytest.raises(DecodeError):
+            CODEC.view.decode(damaged)
+
+
 @pytest.mark.parametrize(
     ("annotation", "payload"),
     [

@@ -17,6 +17,7 @@ from typing import (
     NewType,
     NotRequired,
     Optional,
+    Required,  # noqa: F401  named in the text of a test
     TypedDict,
     TypeVar,
     Union,
@@ -213,6 +214,7 @@ EXACT: list[tuple[Any, Any]] = [
     (Union[int, None, list[str]], ["x"]),  # noqa: UP007  the old spelling
     (list[int] | list[str], ["x"]),
     (list[UUID] | list[str], [str(UUID(int=1))]),
+    (list[tuple[int, ...]] | list[list[int]], [[1]]),
     (int | Decimal | datetime | str, "2024-01-01"),
     (Decimal | float, 1.5),
     (Literal["a", 1, None], 1),  # noqa: PYI061
@@ -397,6 +399,36 @@ def test_struct_that_its_constructor_refuses() -> None:
     value.n = -1
     with pytest.raises(SerializationError, match="n is negative"):
         CODEC.shape(list[Strict]).encode([value])
+
+
+def test_struct_that_its_constructor_changes() -> None:
+    """F112: a struct is constructed again, so what that changes is put back."""
+
+    class Bump(msgspec.Struct):
+        n: int
+
+        def __post_init__(self) -> None:
+            self.n += 1
+
+    payload, seen = CODEC.shape(Bump).record(Bump(1))
+    assert seen.n == CODEC.shape(Bump).decode(payload).n == 2
+
+
+def test_not_required_in_text() -> None:
+    """`from __future__ import annotations` hides NotRequired from TypedDict itself, not from us."""
+    namespace: dict[str, Any] = {"__name__": __name__}
+    exec(
+        "from __future__ import annotations\n"
+        "class Text(TypedDict):\n a: int\n b: NotRequired[int]\n"
+        "class Loose(TypedDict, total=False):\n a: Required[int]\n b: int\n",
+        globals(),
+        namespace,
+    )
+    for name in ("Text", "Loose"):
+        shape = CODEC.shape(namespace[name])
+        assert shape.record({"a": 1})[1] == {"a": 1}
+        with pytest.raises(SerializationError, match="lacks the key 'a'"):
+            shape.encode({"b": 1})
 
 
 def test_pydantic_that_does_not_come_back() -> None:

@@ -60,6 +60,16 @@ class Picky(Exception):
         super().__init__(*args)
 
 
+class Growing(Exception):
+    """One more argument each time, and the same text."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args, 1)
+
+    def __str__(self) -> str:
+        return "growing"
+
+
 class Shifty(Exception):
     """Each one is different."""
 
@@ -74,7 +84,7 @@ class Shifty(Exception):
         return str(self.number)
 
 
-FAILURES = Failures([TransferFailed, Coded, Joined, Picky, Shifty, KeyError, OSError])
+FAILURES = Failures([TransferFailed, Coded, Joined, Picky, Growing, Shifty, KeyError, OSError])
 
 
 def again(error: BaseException, failures: Failures = FAILURES) -> Exception:
@@ -128,6 +138,7 @@ def test_registered_class_comes_back_as_itself(error: Exception) -> None:
         TransferFailed("x" * 3_000_000),
         OSError(2, "gone", "file"),
         Shifty(),
+        Growing(),
         type("TransferFailed", (Exception,), {})("impostor"),
         type("Sub", (TransferFailed,), {})("subclass"),
         ZeroDivisionError(),
@@ -282,6 +293,11 @@ def test_any_exception_can_be_recorded(error: BaseException) -> None:
     again(error, failures)
 
 
+def test_lone_surrogates_stay_readable() -> None:
+    """F111, F123: a message that is no valid Unicode is kept in a form that is."""
+    assert str(again(ValueError("a\ud800"))) == "ValueError: a\\ud800"
+
+
 def test_cycles_in_arguments() -> None:
     """F111: an exception that holds itself is recorded."""
     error = TransferFailed("x")
@@ -324,6 +340,18 @@ def test_class_no_longer_registered() -> None:
     with pytest.raises(DecodeError, match=r"TransferFailed.*not given") as caught:
         Failures().decode(payload)
     assert caught.value.hint == "register it again: ProcessHost(errors=[TransferFailed])"
+
+
+def test_view_needs_no_classes() -> None:
+    """F125: whoever looks at a failure without its class sees type and message."""
+    payload = FAILURES.encode(TransferFailed("x"))
+    seen = Failures().view(payload)
+    assert isinstance(seen, StepError)
+    assert (seen.type, seen.message) == ("TransferFailed", "x")
+    assert type(FAILURES.view(payload)) is TransferFailed
+    for damaged in (b"1", b"{", b'{"type":1,"message":"m","args":{"$tuple":[]}}'):
+        with pytest.raises(DecodeError):
+            Failures().view(damaged)
 
 
 def test_class_registered_later() -> None:
