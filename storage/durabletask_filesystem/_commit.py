@@ -215,6 +215,22 @@ class Committer:
         self._table.apply_unit(proc, record, number, offset)
         return DONE
 
+    def write_ending(self, proc: Proc, ending: EndingRecord, now: datetime) -> None:
+        """Set a process aside, without asking whether that may follow."""
+        number, spot = self._log.number, proc.spot
+        record = UnitRecord(
+            proc.id,
+            proc.incarnation,
+            proc.epoch,
+            proc.seq + 1,
+            now,
+            spot & OFFSET_MASK if spot >> SEGMENT_SHIFT == number else 0,
+            ending=ending,
+        )
+        offset = self._log.append(encode(record))
+        self._table.apply_unit(proc, record, number, offset)
+        proc.due_at = None
+
     def _last_state(self, proc: Proc, unit: Unit, now: datetime) -> Proc | None:
         """Return all there is to know of a process that this unit ends; None if it is set aside."""
         ending = unit.ending

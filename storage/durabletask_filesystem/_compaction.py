@@ -126,7 +126,8 @@ class Compaction:
         yield from self._find_replaced()
         number = self._log.next_number
         self._log.next_number += 1
-        self._target, self._file = create_segment(self._log.folder, number, self._entropy)
+        merged = tuple(each.number for each in self._run)
+        self._target, self._file = create_segment(self._log.folder, number, self._entropy, merged)
         try:
             yield from self._copy()
             live = self._write_states()

@@ -6,12 +6,16 @@ umask says; nothing here follows a name that came from a process id.
 """
 
 import fcntl
+import logging
 import mmap
 import os
 from collections.abc import Sequence
 
 from durabletask_filesystem._files import Buffer, File
+from durabletask_filesystem._mounts import warning_for
 from durabletask_filesystem._watch import watch_moves
+
+_log = logging.getLogger("durabletask.filesystem")
 
 _WRITE_BYTES_MAX = 1 << 30  # Linux writes at most 2 GiB - 4 KiB at a call
 
@@ -55,6 +59,7 @@ class RealFolder:
         self._lock_fd = -1
         self._lock_path = ""
         self._pid = 0
+        self._warned = False
 
     def names(self, subfolder: str = "") -> Sequence[str]:
         """Return the names in the folder, or in a subfolder of it, sorted."""
@@ -128,6 +133,7 @@ class RealFolder:
         of the file is closed, and do not conflict within one program.
         """
         self._make_path()
+        self._warn_once()
         self._lock_path = self._at(name)
         fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -157,6 +163,13 @@ class RealFolder:
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path
+
+    def _warn_once(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warning = warning_for(self.path)
+            if warning is not None:
+                _log.warning("%s", warning)
 
     def _make_path(self) -> None:
         if os.path.isdir(self.path):

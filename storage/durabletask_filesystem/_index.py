@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from hashlib import blake2b
+from operator import attrgetter
 from zlib import crc32
 
 import msgspec
@@ -83,7 +84,8 @@ def build(
             array("I", [row[1] & OFFSET_MASK for row in rows]).tobytes(),
             array("I", [row[1] >> BORN_SHIFT & OFFSET_MASK for row in rows]).tobytes(),
             births[1].tobytes(),
-            _encode_live(live),
+            # In one order, so that the same state is the same bytes.
+            _encode_live(sorted(live, key=attrgetter("id"))),
         )
     )
     head = msgspec.structs.replace(head, touched=len(rows), births=len(births[0]))
@@ -126,6 +128,11 @@ class Index:
     def live(self) -> list[Proc]:
         """Return the state of the touched processes that had not finished."""
         return _decode_live(self._live)
+
+    def entries(self) -> tuple[list[int], ...]:
+        """Return all that can be looked up, to be compared with another."""
+        parts = self._hashes, self._last, self._born, self.birth_times, self.birth_offsets
+        return tuple(list(part) for part in parts)
 
     def find(self, wanted: int) -> list[tuple[int, int]]:
         """Return (last offset, creation offset or 0) for each entry of a hash; nearly always one.

@@ -76,11 +76,10 @@ class Segment:
         if end != self.end:
             raise DamageError(self.number, end, "the frame is broken")
 
-    def head(self) -> bytes:
+    def head(self, merged: tuple[int, ...] = ()) -> bytes:
         """Return its first frame."""
-        return _frames.encode(
-            self.salt, 0, _records.encode(_records.SegmentHead(self.number, self.salt))
-        )
+        record = _records.SegmentHead(self.number, self.salt, merged)
+        return _frames.encode(self.salt, 0, _records.encode(record))
 
     def frame(self, payload: bytes) -> bytes:
         """Return the frame that holds `payload` at the end."""
@@ -321,7 +320,10 @@ class Log:
 
 
 def create_segment(
-    folder: Folder, number: int, entropy: Callable[[int], bytes]
+    folder: Folder,
+    number: int,
+    entropy: Callable[[int], bytes],
+    merged: tuple[int, ...] = (),
 ) -> tuple[Segment, File]:
     """Create a segment that holds only its head, durably; nothing names it yet."""
     salt = int.from_bytes(entropy(4), "big")
@@ -330,7 +332,7 @@ def create_segment(
         folder.remove(name)  # a crash, or a failed attempt, left it before a manifest named it
     file = folder.create(name)
     segment = Segment(folder, Part(number, salt))
-    head = segment.head()
+    head = segment.head(merged)
     segment.end = len(head)
     try:
         file.append(head)

@@ -37,10 +37,16 @@ class _Record(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag_fie
 
 
 class SegmentHead(_Record, frozen=True, tag="segment"):
-    """The first frame of a segment."""
+    """The first frame of a segment.
+
+    Attributes:
+        merged: The segments in whose place it stands; without a manifest
+            this tells the order.
+    """
 
     number: int
     salt: int
+    merged: tuple[int, ...] = ()
     format: int = FORMAT
 
 
@@ -209,6 +215,16 @@ def whom(payload: bytes) -> str | None:
     except ValueError:
         return None
     return text if isinstance(text, str) else None
+
+
+def all_whom(broken: bytes) -> set[str]:
+    """Return the processes that a broken piece of a segment still names."""
+    found = set()
+    for each in _WHOM.finditer(broken):
+        process_id = whom(each[0])
+        if process_id is not None:
+            found.add(process_id)
+    return found
 
 
 def outer_of(payload: bytes) -> str:

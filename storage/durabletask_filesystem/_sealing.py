@@ -1,6 +1,7 @@
 """Sealing: the moment a segment stops growing, its index is made from the table."""
 
 from copy import copy
+from typing import NamedTuple
 
 from durabletask_filesystem._index import Head, build
 from durabletask_filesystem._log import Log, Segment
@@ -14,18 +15,26 @@ def seal(log: Log, table: Table, segment: Segment) -> None:
     The table must stand as it did at the segment's end. An index that cannot
     be written is served from memory, and made again by the next opening.
     """
-    log.write_index(segment, index_of(log, table, segment))
+    log.write_index(segment, index_of(Standing(table, log.batch), segment))
     table.begin_segment()
 
 
-def index_of(log: Log, table: Table, segment: Segment) -> bytes:
+class Standing(NamedTuple):
+    """The state at a segment's end, with the number of the last batch."""
+
+    table: Table
+    batch: int
+
+
+def index_of(standing: Standing, segment: Segment) -> bytes:
     """Return the bytes of the index of the segment that the table's last records are in."""
+    table, batch = standing
     number = segment.number
     head = Head(
         segment=number,
         salt=segment.salt,
         bytes=segment.end,
-        batch=log.batch,
+        batch=batch,
         latest=table.latest,
         hosts=table.hosts,
         ended=table.ended,

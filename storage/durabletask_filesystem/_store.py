@@ -19,8 +19,10 @@ from durabletask.errors import (
     StorageCorruptError,
     StorageError,
     StorageFailedError,
+    StorageFormatError,
     StorageUnavailableError,
 )
+from durabletask.storage import Status
 from durabletask_filesystem import _manifest
 from durabletask_filesystem._commit import Committer
 from durabletask_filesystem._compaction import Compaction, mergeable, worth_merging
@@ -32,6 +34,7 @@ from durabletask_filesystem._leases import Leases
 from durabletask_filesystem._log import DamageError, Segment
 from durabletask_filesystem._manifest import segment_name
 from durabletask_filesystem._reading import Reader
+from durabletask_filesystem._records import EndingRecord
 from durabletask_filesystem._recovery import recover
 from durabletask_filesystem._requests import (
     Answer,
@@ -315,6 +318,19 @@ class Store:
             _log.warning("compaction was given up, nothing was changed: %s", error)
         self._merge = None
 
+    def status(self, process_id: str) -> Status | None:
+        """Return a process's status, None if there is none; for `repair`."""
+        proc = self._reader.find(process_id)
+        return None if proc is None else proc.status
+
+    def quarantine(self, process_id: str, ending: EndingRecord) -> None:
+        """Set an unfinished process aside, whoever held it; for `repair`."""
+        self.apply(())  # whoever held it is dead
+        proc = self._table.procs[process_id]
+        now = max(self._clock.now(), self._table.latest)
+        self._committer.write_ending(proc, ending, now)
+        self._log.flush()
+
     # --- holding the folder ------------------------------------------------------------------
 
     @property
@@ -375,6 +391,16 @@ class Store:
         except OSError as error:
             # Nothing is lost: the next opening finds a folder that was not closed.
             self._failed = f"the folder could not be closed: {error}"
+
+
+def refuse_no_store(path: str | os.PathLike[str]) -> None:
+    """Refuse a folder in which nothing of ours is.
+
+    Raises:
+        StorageFormatError: There is no store; nothing was touched.
+    """
+    if not os.path.isdir(os.path.join(path, "segments")):
+        raise StorageFormatError(f"there is no store in {os.fspath(path)!r}")
 
 
 def take_lock(folder: Folder, label: str) -> None:

@@ -166,7 +166,7 @@ class Table:
         ending = unit.ending
         assert ending is not None
         proc.status = ending.status
-        proc.owner = proc.wake_at = proc.keys = proc.mail = None
+        proc.owner = proc.wake_at = proc.due_at = proc.keys = proc.mail = None
         self.news.pop(proc.id, None)
         if ending.status in FINISHED:
             proc.finished_at = unit.at

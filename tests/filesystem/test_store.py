@@ -1,113 +1,21 @@
 """The synchronous core: what is written is there after reopening, whatever the segments."""
 
-import itertools
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from durabletask.errors import LeaseLostError, StorageBusyError
-from durabletask.storage import (
-    DONE,
-    Checkpoint,
-    Claims,
-    Ending,
-    Form,
-    Kind,
-    Lease,
-    Leave,
-    NewEvent,
-    NewProcess,
-    Query,
-    Refusal,
-    Status,
-    Unit,
-)
-from durabletask_filesystem._disk import RealFolder
+from durabletask.storage import DONE, Leave, NewEvent, Query, Refusal, Status
 from durabletask_filesystem._requests import (
-    Claim,
     CloseLease,
     Commit,
     Create,
     Deliver,
     ListPage,
-    OpenLease,
     Purge,
     Read,
 )
-from durabletask_filesystem._store import Store
-
-
-class Ticking:
-    """A clock that moves a second at every look."""
-
-    recheck_s = float("inf")
-
-    def __init__(self) -> None:
-        self._now = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def now(self) -> datetime:
-        self._now += timedelta(seconds=1)
-        return self._now
-
-    def monotonic_s(self) -> float:
-        return 0.0
-
-
-CLOCK = Ticking()
-_ids = itertools.count()
-
-
-def open_store(path: Path, **options: Any) -> Store:
-    return Store.open(RealFolder(path), CLOCK, **options)
-
-
-def ask(store: Store, request: Any) -> Any:
-    (answer,) = store.apply([request])
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-def new(process_id: str, **fields: Any) -> NewProcess:
-    fields = {"name": "fn", "input": b"[1]", "input_digest": "d", "creation_id": "c"} | fields
-    return NewProcess(process_id=process_id, **fields)
-
-
-def lease_of(store: Store, host_id: str = "h1") -> Lease:
-    lease = ask(store, OpenLease(host_id, "host"))
-    assert isinstance(lease, Lease)
-    return lease
-
-
-def claim(store: Store, lease: Lease, count_max: int = 100, claim_id: str | None = None) -> Claims:
-    claims = ask(store, Claim(lease, claim_id or f"claim-{next(_ids)}", ("fn",), count_max))
-    assert isinstance(claims, Claims)
-    return claims
-
-
-def done(key: str, payload: bytes = b'{"a":1}', **fields: Any) -> Checkpoint:
-    return Checkpoint(Kind.DO, key, -1, Form.VALUE, payload, **fields)
-
-
-def unit(process_id: str, seq: int, *checkpoints: Checkpoint, **fields: Any) -> Unit:
-    return Unit(
-        process_id=process_id,
-        incarnation=fields.pop("incarnation", 1),
-        epoch=fields.pop("epoch", 1),
-        seq=seq,
-        checkpoints=checkpoints,
-        **fields,
-    )
-
-
-def crash(store: Store) -> None:
-    """Leave the folder as a killed program does."""
-    store.folder.unlock()
-
-
-FINISH = Ending(Status.COMPLETED, Form.VALUE, b'"ok"')
+from tests.filesystem.stores import FINISH, ask, claim, crash, done, lease_of, new, open_store, unit
 
 
 @pytest.mark.parametrize("rotations", [0, 1, 2])
