@@ -39,6 +39,7 @@ ANY: object = Any
 """The annotation of what has none."""
 
 _NULL = b"null"
+_TAG = b'"$'
 _SHAPES_MAX = 4096
 """Shapes kept; classes made inside functions would otherwise gather without end."""
 
@@ -131,11 +132,12 @@ class Shape:
     `root` names the whole value in error messages.
     """
 
-    __slots__ = ("_bytes_max", "_node", "_plain", "label")
+    __slots__ = ("_bytes_max", "_node", "_plain", "_untyped", "label")
 
     def __init__(self, node: Node, limits: Limits) -> None:
         self._node = node
         self._bytes_max = limits.value_bytes_max
+        self._untyped = isinstance(node, AnyNode)
         self.label = node.label
         self._plain: frozenset[type] = (
             JSON_SCALARS
@@ -163,7 +165,7 @@ class Shape:
         payload = self.write(wire, root)
         raw = orjson.loads(payload)
         # Every tag begins so, hence what has none is its own value already.
-        if b'"$' not in payload:
+        if _TAG not in payload:
             return payload, raw
         try:
             return payload, self._node.unpack(raw, False)
@@ -191,7 +193,11 @@ class Shape:
         Raises:
             DecodeError: The payload is damaged, or does not fit the annotation.
         """
-        return self.unpack(loads(payload))
+        raw = loads(payload)
+        # Others may write the $ of a tag as an escape.
+        if self._untyped and _TAG not in payload and b"\\u0024" not in payload:
+            return raw
+        return self.unpack(raw)
 
     def pack(self, value: object, root: str = "value") -> Any:
         """Return the wire form of a value, to be written with others in one payload."""

@@ -6,12 +6,11 @@ others as `StepError`. Refuses to resolve a class by a name found in data, and
 to fail: an error must never be lost because it cannot be described.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import orjson
 
-from durabletask import _errors
 from durabletask._codec import Codec
 from durabletask._codec_any import same
 from durabletask._codec_json import excerpt, loads
@@ -34,10 +33,17 @@ _LEAF_CHARS_MAX = 1000
 _CAUSES_MAX = 8
 """A failed child of a failed child …: so many levels are kept."""
 
+
+def _tree(cls: type[DurableTaskError]) -> Iterator[type[DurableTaskError]]:
+    yield cls
+    for derived in cls.__subclasses__():
+        yield from _tree(derived)
+
+
 _OWN: dict[str, type[DurableTaskError]] = {
-    name: cls
-    for name, cls in vars(_errors).items()
-    if isinstance(cls, type) and issubclass(cls, DurableTaskError)
+    cls.__name__: cls
+    for cls in _tree(DurableTaskError)
+    if cls.__module__ == DurableTaskError.__module__  # not what users derive
 }
 
 

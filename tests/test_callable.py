@@ -295,6 +295,7 @@ def test_wrappers_of_other_modules_are_not_confused() -> None:
     moved = FunctionType(one.__code__, two.__globals__)
     moved.__annotations__ = one.__annotations__
     assert callables.spec(moved).returns is CODEC.shape(two.__globals__["X"])
+    callables.spec(one)
     posing = FunctionType(one.__code__, one.__globals__)
     posing.__annotations__ = one.__annotations__
     posing.__dict__["__wrapped__"] = two

@@ -452,6 +452,7 @@ def test_deep_but_valid_text_is_an_error_or_a_value() -> None:
 def test_foreign_whitespace_and_escapes() -> None:
     """Text that other programs write is read, as long as it says one thing."""
     assert ANYTHING.decode(b' { "a" : [ 1.50 , "\\u00e9\\/" ] } ') == {"a": [1.5, "é/"]}
+    assert ANYTHING.decode(b'{ "\\u0024tuple" : [ 1 ] }') == (1,)
 
 
 def test_user_code_that_fails_while_it_is_read() -> None:
