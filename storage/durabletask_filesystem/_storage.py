@@ -17,6 +17,7 @@ import msgspec
 from durabletask._clock import Clock, SystemClock
 from durabletask.errors import (
     DurableTaskError,
+    HostStateError,
     InvalidArgumentError,
     LimitExceededError,
     StorageBusyError,
@@ -101,6 +102,7 @@ class FileSystemStorage:
         self._pool: ThreadPoolExecutor | None = None
         self._queue: list[Waiter] = []
         self._flying = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._rung = False
         self._asked: Sequence[Request] = ()
@@ -220,12 +222,31 @@ class FileSystemStorage:
         if self._closed:
             future.set_exception(StorageFailedError("the storage is closed"))
             return future
+        if loop is not self._loop:
+            self._move_to(loop)
         self._queue.append((request, future))
         if not self._flying:
             self._flying = True
             # Not at once: what else is asked in this turn of the loop comes along.
             loop.call_soon(self._fly, loop)
         return future
+
+    def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Serve another loop, after the one before was closed.
+
+        Raises:
+            HostStateError: It still runs.
+        """
+        if self._loop is not None:
+            if not self._loop.is_closed():
+                raise HostStateError(
+                    "this storage belongs to another event loop", hint="make one storage a loop"
+                )
+            # What was on its way there will never land; nobody waits for it any more.
+            self._flying = False
+            self._queue.clear()
+            self._stop_listening()
+        self._loop = loop
 
     def _fly(self, loop: asyncio.AbstractEventLoop) -> None:
         batch, self._queue = self._queue, []
