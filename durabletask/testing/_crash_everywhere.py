@@ -35,6 +35,8 @@ Facts = dict[tuple[str, str], object]
 DEADLY = (Fate.DIE_BEFORE, Fate.DIE_AFTER)
 
 _ELSEWHEN = timedelta(days=401, hours=7, seconds=13)  # no round number, so that times show
+# A life after a crash may take so much longer than an undisturbed one, and is not yet endless.
+_STEPS_FACTOR, _STEPS_MORE = 20, 2_000
 _OWN_NOTES = frozenset({Kind.WAIT, Kind.RETRY})  # say how it went, not what came of it
 _TIMED = frozenset({Kind.DELAY})
 
@@ -147,8 +149,10 @@ def crash_everywhere(
 
     program = Program(host=make_host, main=main or spawn, survivor=survivor)
     search = Search(program, reset=reset, observe=observe)
-    fates = DEADLY
-    return search.run(fates, pairs=pairs, callbacks=callbacks)
+    for snapshot in search.undisturbed().snapshots:
+        if snapshot.row.status is Status.QUARANTINED:
+            raise ValueError(f"undisturbed, process {snapshot.row.process_id!r} is quarantined")
+    return search.run(pairs=pairs, callbacks=callbacks)
 
 
 class Search:
@@ -176,13 +180,14 @@ class Search:
         self._observe = observe
         self._witness = witness
         self._judge = judge
+        self._reference: Story | None = None
         self.report = CrashReport()
 
     def run(
         self, fates: Sequence[Fate] = DEADLY, *, pairs: bool = False, callbacks: bool = False
     ) -> CrashReport:
         """Try each fate at each call, and what else is asked for; see `crash_everywhere`."""
-        life = self._undisturbed()
+        life = (self._reference or self.undisturbed()).lives[0]
         points = [CrashPoint(call.number, fate) for call in life.calls for fate in fates]
         if callbacks:
             points += [CrashPoint(step) for step in range(life.steps)]
@@ -196,7 +201,9 @@ class Search:
 
     def try_points(self, points: tuple[CrashPoint, ...]) -> Story:
         """Run the program once with these points, and note what differs."""
-        story, facts = self._play(points)
+        lives = self._reference.lives if self._reference else ()
+        steps_max = sum(life.steps for life in lives) * _STEPS_FACTOR + _STEPS_MORE
+        story, facts = self._play(points, steps_max=steps_max)
         self.report.deaths += story.deaths
         what = [*self._differing(facts), *(self._judge(story) if self._judge else ())]
         if story.problem is not None:
@@ -206,8 +213,12 @@ class Search:
             self.report.differences.append(Difference(points, where, tuple(what)))
         return story
 
-    def _undisturbed(self) -> Any:
-        """Run twice without a crash, at different times: what is to come of it."""
+    def undisturbed(self) -> Story:
+        """Run without a crash, twice at different times: what is to come of it.
+
+        Raises:
+            ValueError: The two record different things, or do not end.
+        """
         stories = []
         facts = []
         for seed, start in enumerate((VIRTUAL_START, VIRTUAL_START + _ELSEWHEN)):
@@ -217,9 +228,6 @@ class Search:
                 raise ValueError(f"undisturbed: {story.problem or [*wrong, *story.lives]}")
             stories.append(story)
             facts.append(found)
-        for snapshot in stories[0].snapshots:
-            if snapshot.row.status is Status.QUARANTINED:
-                raise ValueError(f"undisturbed, {snapshot.row.process_id!r} is quarantined")
         first, second = facts
         if first.keys() != second.keys():
             names = sorted(map(str, first.keys() ^ second.keys()))
@@ -227,7 +235,8 @@ class Search:
         self.report.expected = {
             what: value if second[what] == value else ... for what, value in first.items()
         }
-        return stories[0].lives[0]
+        self._reference = stories[0]
+        return self._reference
 
     def _play(self, points: Sequence[CrashPoint], **how: Any) -> tuple[Story, Facts]:
         if self._reset is not None:

@@ -21,8 +21,8 @@ from durabletask.testing._time import VirtualClock, VirtualTimeLoop
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-STEPS_MAX = 2_000_000
-"""Callbacks of one life: far more than any scenario needs, so that a busy loop is an error."""
+STEPS_MAX = 1_000_000
+"""Callbacks of one life: more than it needs, so that a program which polls for ever is found."""
 
 
 class Killed(SystemExit):
@@ -43,6 +43,7 @@ class _Ready(deque[Any]):
     """The callbacks that are ready; counts those that begin, and gives none out after death."""
 
     steps = 0
+    steps_max = STEPS_MAX
     kill_at: int | None = None
     dead = False
 
@@ -50,8 +51,8 @@ class _Ready(deque[Any]):
         if self.dead or self.steps == self.kill_at:
             self.dead = True
             raise Killed
-        if self.steps >= STEPS_MAX:
-            raise RuntimeError(f"still busy after {STEPS_MAX:,} callbacks: the program never ends")
+        if self.steps >= self.steps_max:
+            raise RuntimeError(f"no end after {self.steps:,} callbacks: it waits in vain")
         self.steps += 1
         return super().popleft()
 
@@ -62,11 +63,15 @@ class MortalLoop(VirtualTimeLoop):
     Args:
         clock: The time that goes on after the life.
         kill_at: Die before the callback of this number, counted from 0; None to live.
+        steps_max: A life of more callbacks has no end, and fails.
     """
 
-    def __init__(self, clock: VirtualClock, kill_at: int | None = None) -> None:
+    def __init__(
+        self, clock: VirtualClock, kill_at: int | None = None, steps_max: int = STEPS_MAX
+    ) -> None:
         super().__init__(clock)
         ready = _Ready()
+        ready.steps_max = steps_max
         ready.kill_at = kill_at
         # asyncio takes every callback from here; the name has been the same since Python 3.4.
         self._ready = ready

@@ -16,7 +16,7 @@ from durabletask._host import ProcessHost
 from durabletask._memory import MemoryStorage
 from durabletask.errors import StorageUnavailableError, StorageUnknownError
 from durabletask.storage import ProcessStorage, Query, Snapshot
-from durabletask.testing._crash_loop import Killed, MortalLoop
+from durabletask.testing._crash_loop import STEPS_MAX, Killed, MortalLoop
 from durabletask.testing._crash_storage import CrashingStorage, Fate, StorageCall, Witness
 from durabletask.testing._time import VIRTUAL_START, VirtualClock, VirtualTimeLoop
 
@@ -140,6 +140,7 @@ def play(
     start: datetime = VIRTUAL_START,
     seed: int = 0,
     witness: LifeWitness | None = None,
+    steps_max: int = STEPS_MAX,
 ) -> Story:
     """Run a program to its end; its nth life meets the nth point, if it comes so far.
 
@@ -149,6 +150,7 @@ def play(
         start: The wall time at which it begins.
         seed: Of each host's ids and jitter.
         witness: Hears what the storage does.
+        steps_max: Callbacks of the loop in one life; with more it never ends.
     """
     clock = VirtualClock(start)
     survivor = program.survivor(clock)
@@ -168,6 +170,7 @@ def play(
                 clock,
                 Random(seed * LIVES_MAX + number),
                 None if witness is None else partial(witness, number),
+                steps_max,
             )
         except RuntimeError as error:
             # The loop's own: a deadlock in virtual time, or no end of callbacks.
@@ -187,10 +190,11 @@ def _live(
     clock: VirtualClock,
     random: Random,
     witness: Witness | None,
+    steps_max: int,
 ) -> None:
     point = life.point
     kill_at = point.number if point is not None and point.fate is None else None
-    loop = MortalLoop(clock, kill_at)
+    loop = MortalLoop(clock, kill_at, steps_max)
 
     def plan(call: StorageCall) -> Fate | None:
         return point.fate if point is not None and call.number == point.number else None
