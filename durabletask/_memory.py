@@ -280,6 +280,17 @@ class MemoryStorage:
         for host in self._hosts:
             self.fence(host.host_id)
 
+    def claimable_since(self, names: Sequence[str]) -> tuple[datetime, ...]:
+        """Return since when each process is claimable that a claim of these names could take."""
+        now = self._now()
+        return tuple(
+            sorted(
+                each.claimable_at
+                for each in self._processes.values()
+                if each.name in names and each.claimable_at is not None and each.claimable_at <= now
+            )
+        )
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write everything into a JSON file, durably, replacing it as a whole.
 

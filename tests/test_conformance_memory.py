@@ -1,5 +1,8 @@
 """MemoryStorage keeps every promise of the seam: with leases that end, and with others."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +43,15 @@ class TestMemorySaved(TestMemory):
         assert isinstance(storage, MemoryStorage)
         storage.save(self.path)
         return MemoryStorage.load(self.path, self.clock)
+
+
+def test_the_tools_of_users_need_no_test_runner() -> None:
+    """`durabletask.testing` imports where neither pytest nor Hypothesis is installed."""
+    code = (
+        "import sys; sys.modules['pytest'] = sys.modules['hypothesis'] = None\n"
+        "import durabletask.testing as t; t.run_virtual, t.VirtualClock"
+    )
+    path = os.pathsep.join(sys.path)
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=60, env={**os.environ, "PYTHONPATH": path}
+    )

@@ -108,7 +108,7 @@ PAYLOADS: tuple[bytes, ...] = (
     b'{"a":{"b":[1,[2,[3,[]]]]}}',
     b'{"a":1,"a":2}',
     b'{"b":1,"a":2}',
-    b'{ "spaces" : [ 1 , 2 ] }',
+    b' { "spaces" : [ 1 , 2 ] } ',
     b'{"__proto__":1,"$type":"System.Object","py/object":"os.system"}',
     b'"' + b"0123456789abcdef" * 64 + b'"',
     b"[" * 100 + b"]" * 100,

@@ -93,7 +93,7 @@ class LeaseConformance(ConformanceBase):
             assert [each.event_id for each in claimed.events] == ["e2"]
 
     async def test_a_late_writer_is_refused_for_good(self) -> None:
-        """G5 C01 C06 C07: after a takeover the old host can neither write, claim, create nor renew."""
+        """G5 C01 C06 C07: after a takeover the old host cannot write, claim, create, renew."""
         async with self.world() as w:
             lease = await w.host()
             row = await w.held("p", lease)

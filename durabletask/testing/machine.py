@@ -1,0 +1,322 @@
+"""A state machine that does the same to a storage and to the memory storage, and compares.
+
+A backend joins by a subclass of a few lines, and runs its `TestCase` under
+pytest. Needs Hypothesis. Where the seam leaves a choice (the cursor's text,
+which of several equally long claimable processes is taken first, the time of
+the last change), the machine does not compare.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import msgspec
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from durabletask._memory import MemoryStorage
+from durabletask.errors import DurableTaskError
+from durabletask.storage import (
+    Claimed,
+    Claims,
+    Created,
+    Delivered,
+    Lease,
+    NewEvent,
+    ProcessRow,
+    ProcessStorage,
+    Query,
+    Snapshot,
+    Status,
+    Unit,
+)
+from durabletask.testing._machine_steps import (
+    IDS,
+    NAMES,
+    CreatePlan,
+    UnitPlan,
+    create_plans,
+    event_plans,
+    process_of,
+    unit_of,
+    unit_plans,
+)
+from durabletask.testing._time import VirtualClock
+
+MAILBOX_MAX = 2
+TICK_S = 0.000_001  # after each step, so that what happened at different times has different times
+
+_queries = st.builds(
+    Query,
+    statuses=st.none() | st.frozensets(st.sampled_from(Status)),
+    name=st.none() | st.sampled_from(NAMES),
+    prefix=st.none() | st.sampled_from(("1", "e", "%", "a/", "")),
+    tags=st.sampled_from(({}, {"team": "red"}, {"team": "r"})),
+    parent_id=st.none() | st.sampled_from(("1", "10")),
+    limit=st.sampled_from((1, 2, 1_000)),
+)
+
+
+class StorageMachine(RuleBasedStateMachine):
+    """Two storages that must not differ.
+
+    Attributes:
+        hosts_max: How many hosts the storage takes at a time.
+        lease_ttl_s: How long its leases hold; None for leases without end.
+    """
+
+    hosts_max: ClassVar[int] = 1
+    lease_ttl_s: ClassVar[float | None] = None
+
+    def open_storage(self, clock: VirtualClock) -> ProcessStorage:
+        """Return a new, empty storage whose time is this clock."""
+        raise NotImplementedError
+
+    async def reopen(self, storage: ProcessStorage, *, crash: bool) -> ProcessStorage:
+        """Return a new object over its data, closing the old one or leaving it as a kill does.
+
+        A storage that does not outlive its object returns it as it is.
+        """
+        raise NotImplementedError
+
+    async def compact(self, storage: ProcessStorage) -> None:
+        """Tidy up, if the storage does that at all; nothing may change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.clock = VirtualClock()
+        self.model = MemoryStorage(self.clock, lease_ttl_s=self.lease_ttl_s)
+        self.storage = self.loop.run_until_complete(self._opened())
+        self.leases: list[Lease] = []
+        self.lost: list[Lease] = []
+        self.hosts = 0
+        self.claims = 0
+        self.repeatable: tuple[Lease, str, Sequence[str], int] | None = None
+        self.committed: tuple[Lease, tuple[Unit, ...]] | None = None
+        self.open_host()
+
+    async def _opened(self) -> ProcessStorage:
+        return self.open_storage(self.clock)
+
+    def teardown(self) -> None:
+        """Close the storage and the loop."""
+        self.loop.run_until_complete(self.storage.close())
+        self.loop.close()
+
+    def both(self, what: Callable[[ProcessStorage], Awaitable[Any]]) -> Any:
+        """Do the same to both; return the answer, which is the same."""
+
+        async def ask(storage: ProcessStorage) -> Any:
+            try:
+                return await what(storage)
+            except DurableTaskError as error:
+                return type(error)
+
+        expected = self.loop.run_until_complete(ask(self.model))
+        found = self.loop.run_until_complete(ask(self.storage))
+        assert _comparable(found) == _comparable(expected)
+        self.clock.advance(TICK_S)
+        return expected
+
+    def _known(self) -> list[Snapshot]:
+        found = self.loop.run_until_complete(self.model.read(IDS, history=True))
+        return [each for each in found if each is not None]
+
+    @initialize(names=st.lists(st.sampled_from(NAMES), min_size=4, max_size=4))
+    def begin(self, names: list[str]) -> None:
+        """Begin with four processes that the first host holds."""
+        plans = [
+            CreatePlan(process_id, name, 1, replace=False, start_in_s=None, tagged=False)
+            for process_id, name in zip(IDS, names, strict=False)
+        ]
+        self.create(plans, held=True)
+
+    # --- clients -------------------------------------------------------------------------
+
+    @rule(plans=st.lists(create_plans, min_size=1, max_size=3), held=st.booleans())
+    def create(self, plans: list[CreatePlan], held: bool) -> None:
+        """Create processes, new ones and known ones, with a lease and without."""
+        new = [process_of(plan, self.clock.now()) for plan in plans]
+        lease = self.leases[0] if held and self.leases else None
+        self.both(lambda storage: storage.create(new, lease))
+
+    @rule(events=st.lists(event_plans, min_size=1, max_size=4))
+    def deliver(self, events: list[NewEvent]) -> None:
+        """Deliver events, new ones and known ones."""
+        self.both(lambda storage: storage.deliver(events, mailbox_max=MAILBOX_MAX))
+
+    @rule(query=_queries, process_ids=st.lists(st.sampled_from(IDS), max_size=2))
+    def list_and_purge(self, query: Query, process_ids: list[str]) -> None:
+        """List page by page, each storage by its own cursors; purge what has finished of these."""
+
+        async def pages(storage: ProcessStorage) -> tuple[ProcessRow, ...]:
+            rows: tuple[ProcessRow, ...] = ()
+            cursor = None
+            while True:
+                page = await storage.list(msgspec.structs.replace(query, cursor=cursor))
+                rows, cursor = rows + page.rows, page.cursor
+                if cursor is None:
+                    return rows
+
+        self.both(pages)
+        self.both(lambda storage: storage.purge(process_ids))
+
+    # --- hosts ---------------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.leases) < self.hosts_max)
+    @rule()
+    def open_host(self) -> None:
+        """Open the lease of a new host."""
+        self.hosts += 1
+        host_id = f"host-{self.hosts}"
+        self.leases.append(self.both(lambda storage: storage.open_lease(host_id, "label")))
+
+    @precondition(lambda self: self.leases)
+    @rule(
+        data=st.data(),
+        names=st.sampled_from((NAMES, NAMES, NAMES[:1], NAMES[1:])),
+        count_max=st.sampled_from((0, 1, 2, 100, 100)),
+    )
+    def claim(self, data: st.DataObject, names: Sequence[str], count_max: int) -> None:
+        """Claim some, or only hear the news."""
+        lease = data.draw(st.sampled_from(self.leases))
+        since = self.model.claimable_since(names)
+        while 0 < count_max < len(since) and since[count_max - 1] == since[count_max]:
+            count_max += 1  # which of them goes first is the storage's choice
+        self.claims += 1
+        claim_id = f"claim-{self.claims}"
+        claims = self.both(
+            lambda storage: storage.claim(lease, claim_id, names, count_max=count_max)
+        )
+        took = isinstance(claims, Claims) and claims.claimed
+        self.repeatable = (lease, claim_id, names, count_max) if took else None
+
+    def commit(self, data: st.DataObject, plans: list[UnitPlan]) -> None:
+        """Commit units, most of them legal, nearly always with a lease that holds."""
+        lease = data.draw(st.sampled_from(self.leases * 15 + self.lost[-1:]))
+        if not any(each.row.owner for each in self._known()):
+            self.claim(data, NAMES, 100)
+        found = {each.row.process_id: each for each in self._known()}
+        held = [each for each in found.values() if each.row.owner == lease.host_id]
+        seqs = {key: each.row.seq for key, each in found.items()}
+        units = []
+        for plan in plans:
+            among = held if plan.which >= 0 and held else list(found.values())
+            if not among:
+                continue
+            row, _, events = msgspec.structs.astuple(among[plan.which % len(among)])
+            mailbox = [each.position for each in events if not each.consumed]
+            unit = unit_of(plan, row, mailbox, seqs[row.process_id], self.clock.now())
+            seqs[row.process_id] = unit.seq
+            units.append(unit)
+        self.committed = (lease, tuple(units))
+        self.both(lambda storage: storage.commit(lease, units))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), plan=unit_plans)
+    def commit_one(self, data: st.DataObject, plan: UnitPlan) -> None:
+        """Commit a lone unit."""
+        self.commit(data, [plan])
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), plans=st.lists(unit_plans, min_size=1, max_size=4))
+    def commit_some(self, data: st.DataObject, plans: list[UnitPlan]) -> None:
+        """Commit a batch."""
+        self.commit(data, plans)
+
+    @rule(claim=st.booleans())
+    def repeat(self, claim: bool) -> None:
+        """Repeat the latest claim, or the latest batch, as after a lost answer."""
+        if claim and self.repeatable is not None:
+            lease, claim_id, names, count_max = self.repeatable
+            self.both(lambda storage: storage.claim(lease, claim_id, names, count_max=count_max))
+        elif self.committed is not None:
+            lease, units = self.committed
+            self.both(lambda storage: storage.commit(lease, units))
+
+    # --- time, tidying, trouble ----------------------------------------------------------
+
+    @rule(
+        data=st.data(),
+        what=st.sampled_from(
+            ("wait 1", "wait 10", "wait 30", "compact", "close a host", "reopen", "compact, crash")
+        ),
+    )
+    def house_keeping(self, data: st.DataObject, what: str) -> None:
+        """Let time pass; compact; close a host; stop in good order, or die, and start again."""
+        if what.startswith("wait"):
+            self._wait(float(what.removeprefix("wait ")))
+        if "compact" in what:
+            self.loop.run_until_complete(self.compact(self.storage))
+        if "crash" in what:
+            self._crash()
+        if what == "close a host" and self.leases:
+            self._close_host(data.draw(st.sampled_from(self.leases)))
+        if what == "reopen":
+            while self.leases:
+                self._close_host(self.leases[0])
+            self.storage = self.loop.run_until_complete(self.reopen(self.storage, crash=False))
+            self.open_host()
+
+    def _wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        for lease in self.leases:
+            self.both(partial(_renew, lease=lease))
+
+    def _close_host(self, lease: Lease) -> None:
+        self.leases.remove(lease)
+        self.lost.append(lease)
+        self.both(lambda storage: storage.close_lease(lease))
+
+    def _crash(self) -> None:
+        """No lease survives; what was answered does."""
+        self.lost += self.leases
+        self.leases.clear()
+        self.model.crash()
+        self.storage = self.loop.run_until_complete(self.reopen(self.storage, crash=True))
+        self.open_host()
+        self.both(lambda storage: storage.claim(self.leases[0], "after a crash", (), count_max=0))
+
+    # --- what must be equal after each step ----------------------------------------------
+
+    @invariant()
+    def holds_the_same(self) -> None:
+        """Every process with its whole history is the same in both."""
+        self.both(lambda storage: storage.read([*IDS, "nobody"], history=True))
+
+
+async def _renew(storage: ProcessStorage, lease: Lease) -> Lease:
+    return await storage.renew(lease)
+
+
+def _comparable(answer: Any) -> Any:
+    """Return an answer without what is the storage's own choice."""
+    match answer:
+        case ProcessRow():
+            return msgspec.structs.replace(answer, updated_at=answer.created_at)
+        case Created():
+            return _comparable(answer.row), answer.fresh
+        case Snapshot():
+            return _comparable(answer.row), answer.checkpoints, answer.events
+        case Delivered():
+            return answer.refused, answer.event, answer.owner if answer.event else None
+        case Lease():
+            return answer.host_id, answer.label, answer.now_at
+        case Claimed():
+            return answer.fresh, _comparable(answer.row), answer.checkpoints, answer.events
+        case Claims():
+            claimed = sorted(answer.claimed, key=lambda each: (each.fresh, each.row.process_id))
+            next_at = None if answer.more else answer.next_at
+            return [_comparable(each) for each in claimed], answer.now_at, next_at, answer.more
+        case [*several]:
+            return [_comparable(each) for each in several]
+        case _:
+            return answer

@@ -1,0 +1,126 @@
+"""The state machine itself is tested: equal storages pass, and each planted difference is found."""
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from durabletask._memory import MemoryStorage
+from durabletask.storage import (
+    Claims,
+    Delivered,
+    Lease,
+    NewEvent,
+    Page,
+    ProcessStorage,
+    Query,
+    Refusal,
+    Unit,
+    UnitOutcome,
+)
+from durabletask.testing import VirtualClock
+from durabletask.testing.machine import StorageMachine
+
+FEW = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=(Phase.generate,),
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class MemoryMachine(StorageMachine):
+    """Memory against memory: two hosts at a time, with leases that end."""
+
+    hosts_max = 2
+    lease_ttl_s = 15.0
+    kind: type[MemoryStorage] = MemoryStorage
+
+    def open_storage(self, clock: VirtualClock) -> ProcessStorage:
+        return self.kind(clock, lease_ttl_s=self.lease_ttl_s)
+
+    async def reopen(self, storage: ProcessStorage, *, crash: bool) -> ProcessStorage:
+        assert isinstance(storage, MemoryStorage)
+        if crash:
+            storage.crash()
+        return storage
+
+
+class Forgetful(MemoryStorage):
+    """A crash takes back the newest checkpoint of each process."""
+
+    def crash(self) -> None:
+        super().crash()
+        for process in self._processes.values():
+            process.few = process.few[:-1]
+
+
+class Undying(MemoryStorage):
+    """A crash counts no deaths."""
+
+    def crash(self) -> None:
+        deaths = {key: each.deaths for key, each in self._processes.items()}
+        super().crash()
+        for key, each in self._processes.items():
+            each.deaths = deaths[key]
+
+
+class Deaf(MemoryStorage):
+    """Claims bring no news."""
+
+    async def claim(
+        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+    ) -> Claims:
+        claims = await super().claim(lease, claim_id, names, count_max=count_max)
+        fresh = tuple(each for each in claims.claimed if each.fresh)
+        return msgspec.structs.replace(claims, claimed=fresh)
+
+
+class Lavish(MemoryStorage):
+    """A mailbox takes one more than it should."""
+
+    async def deliver(self, events: Sequence[NewEvent], *, mailbox_max: int) -> Sequence[Delivered]:
+        return await super().deliver(events, mailbox_max=mailbox_max + 1)
+
+
+class Ruthless(MemoryStorage):
+    """Purging says that it did not, and does."""
+
+    async def purge(self, process_ids: Sequence[str]) -> Sequence[Refusal | None]:
+        for process_id in process_ids:
+            self._processes.pop(process_id, None)
+        return [Refusal.UNKNOWN_PROCESS for _ in process_ids]
+
+
+class Skipping(MemoryStorage):
+    """Each page after the first leaves a process out."""
+
+    async def list(self, query: Query) -> Page:
+        page = await super().list(query)
+        return page if query.cursor is None else Page(page.rows[1:], page.cursor)
+
+
+class Hasty(MemoryStorage):
+    """The last unit of a batch is acknowledged and not written."""
+
+    async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
+        outcomes = list(await super().commit(lease, units[:-1]))
+        return [*outcomes, UnitOutcome()][: len(units)]
+
+
+def test_equal_storages_are_found_equal() -> None:
+    """The control: with two hosts at a time and leases that end, nothing differs."""
+    run_state_machine_as_test(MemoryMachine, settings=settings(FEW, max_examples=50))
+
+
+@pytest.mark.parametrize("kind", [Forgetful, Undying, Deaf, Lavish, Ruthless, Skipping, Hasty])
+def test_a_planted_difference_is_found(kind: type[MemoryStorage]) -> None:
+    """FAILURES 3.7: a storage that differs in one respect is told from the model in 150 runs."""
+    machine = type("PlantedMachine", (MemoryMachine,), {"kind": kind})
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(machine, settings=FEW)
