@@ -1,5 +1,6 @@
 """FileSystemStorage keeps every promise of the seam, closed and opened again or killed."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,6 @@ from durabletask.storage import ProcessStorage
 from durabletask.testing import VirtualClock
 from durabletask.testing.conformance import StorageConformance
 from durabletask_filesystem import FileSystemStorage
-from durabletask_filesystem._disk import RealFolder
-
-
-class MortalFolder(RealFolder):
-    """A folder that can be left as a killed program leaves it: all it had open is closed."""
-
-    def die(self) -> None:
-        self.unlock()  # what the kernel does; nothing is written any more, no clean-close mark
 
 
 class TestFileSystem(StorageConformance):
@@ -25,33 +18,31 @@ class TestFileSystem(StorageConformance):
     segment_bytes_max = 64 * 1024 * 1024
 
     @pytest.fixture(autouse=True)
-    def path_in(self, tmp_path: Path) -> None:
+    def parent_folder(self, tmp_path: Path) -> None:
         self.parent = tmp_path
-        self.opened = 0
+        self.count = 0
 
     async def open_storage(self, clock: VirtualClock) -> ProcessStorage:
         self.clock = clock
-        self.opened += 1  # some tests open several, each its own
-        return self._open(str(self.parent / f"state-{self.opened}"))
+        self.path = self.new_path()  # some tests open several storages, each its own
+        return self.at_path()
 
     async def reopen(self, storage: ProcessStorage, *, crash: bool = False) -> ProcessStorage:
-        assert isinstance(storage, FileSystemStorage)
-        folder = storage._folder
-        assert isinstance(folder, MortalFolder)
         if crash:
-            folder.die()
-            if storage._pool is not None:
-                storage._pool.shutdown()
-        else:
-            await storage.close()
-        return self._open(folder.path)
+            # What a killed program leaves is what is on the disk now, before anything is closed.
+            copy = self.new_path()
+            shutil.copytree(self.path, copy)
+            self.path = copy
+        await storage.close()
+        return self.at_path()
 
-    def _open(self, path: str) -> FileSystemStorage:
+    def new_path(self) -> Path:
+        self.count += 1
+        return self.parent / f"state-{self.count}"
+
+    def at_path(self) -> FileSystemStorage:
         return FileSystemStorage(
-            path,
-            clock=self.clock,
-            folder=MortalFolder(path),
-            segment_bytes_max=self.segment_bytes_max,
+            self.path, clock=self.clock, segment_bytes_max=self.segment_bytes_max
         )
 
 

@@ -19,6 +19,7 @@ from durabletask.testing._conformance.world import (
     bare,
     event,
     latest,
+    new,
     step,
     unit,
 )
@@ -198,6 +199,32 @@ class CommitConformance(ConformanceBase):
             assert await w.commit(lease, *batch) == first
             assert await w.everything() == before
             assert await w.commit(lease, *batch[1:]) == first[1:]
+
+    async def test_a_cancelled_call_can_be_repeated(self) -> None:
+        """C19 C20: cancelled at whatever moment, the outcome is unknown; a repeat settles it."""
+        async with self.world() as w:
+            lease = await w.host()
+            row = await w.held("p", lease)
+            for turns in range(8):
+                one = unit(row, turns + 1, step(f"k{turns}"), latest("v", b"%d" % turns))
+                sent = event("p", f"e{turns}")
+                jobs = [
+                    asyncio.ensure_future(w.storage.commit(lease, [one])),
+                    asyncio.ensure_future(w.storage.deliver([sent], mailbox_max=100)),
+                    asyncio.ensure_future(w.storage.create([new(f"q{turns}")])),
+                ]
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                for job in jobs:
+                    job.cancel()
+                await asyncio.gather(*jobs, return_exceptions=True)
+                await w.done(lease, one)
+                await w.sent(sent)
+                (created,) = await w.storage.create([new(f"q{turns}")])
+                assert created.fresh
+            assert list(await w.payloads("p")) == [*(f"k{n}" for n in range(8)), "v"]
+            found = (await w.history("p")).events
+            assert [each.event_id for each in found] == [f"e{n}" for n in range(8)]
 
     async def test_the_sequence_may_have_gaps(self) -> None:
         """`seq` rises by at least one; a refused or missing number in between is no gap to fill."""
