@@ -13,12 +13,12 @@ from durabletask_filesystem._inspection import (
     inspect,
     load_manifest,
 )
+from durabletask_filesystem._locking import refuse_no_store, take_lock
 from durabletask_filesystem._log import Segment
 from durabletask_filesystem._manifest import index_name, segment_name
 from durabletask_filesystem._records import Batch
 from durabletask_filesystem._recovery import load_index
 from durabletask_filesystem._sealing import Standing, index_of
-from durabletask_filesystem._store import refuse_no_store, take_lock
 from durabletask_filesystem._table import Table
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from durabletask._clock import Clock, SystemClock
+from durabletask import Clock, SystemClock
 from durabletask.storage import FINISHED, Form, Status
 from durabletask_filesystem import _manifest, _records
 from durabletask_filesystem._disk import RealFolder
@@ -25,11 +25,12 @@ from durabletask_filesystem._inspection import (
     inspect,
     load_manifest,
 )
+from durabletask_filesystem._locking import refuse_no_store, take_lock
 from durabletask_filesystem._log import Segment, create_segment
 from durabletask_filesystem._manifest import Manifest, Part, index_name, segment_name
 from durabletask_filesystem._records import EndingRecord, EventRecord, NewRecord, UnitRecord
 from durabletask_filesystem._recovery import load_index
-from durabletask_filesystem._store import Store, refuse_no_store, take_lock
+from durabletask_filesystem._store import Store
 
 
 class RepairReport(NamedTuple):

@@ -14,14 +14,14 @@ from typing import Any
 
 import msgspec
 
-from durabletask._clock import Clock, SystemClock
+from durabletask import Clock, SystemClock
 from durabletask.errors import (
     DurableTaskError,
     HostStateError,
     InvalidArgumentError,
     LimitExceededError,
-    StorageBusyError,
     StorageFailedError,
+    StorageUnknownError,
 )
 from durabletask.storage import (
     Claims,
@@ -38,10 +38,8 @@ from durabletask.storage import (
     UnitOutcome,
 )
 from durabletask_filesystem._bell import Bell
-from durabletask_filesystem._client import Client
 from durabletask_filesystem._disk import RealFolder
 from durabletask_filesystem._files import Folder
-from durabletask_filesystem._inbox import ClientRequest
 from durabletask_filesystem._requests import (
     Answer,
     Claim,
@@ -57,7 +55,8 @@ from durabletask_filesystem._requests import (
     Renew,
     Request,
 )
-from durabletask_filesystem._store import SEGMENT_BYTES_MAX, Store
+from durabletask_filesystem._store import SEGMENT_BYTES_MAX
+from durabletask_filesystem._worker import Worker
 
 Waiter = tuple[Request, "asyncio.Future[Any]"]
 Answers = list[Answer]
@@ -93,21 +92,21 @@ class FileSystemStorage:
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
         reply_timeout_s: float = 5.0,
     ) -> None:
-        self._clock = SystemClock() if clock is None else clock
         self._folder = RealFolder(path) if folder is None else folder
-        self._segment_bytes_max = segment_bytes_max
-        self._reply_timeout_s = reply_timeout_s
-        self._store: Store | None = None
-        self._holding = False
+        self._worker = Worker(
+            self._folder,
+            SystemClock() if clock is None else clock,
+            segment_bytes_max=segment_bytes_max,
+            reply_timeout_s=reply_timeout_s,
+        )
         self._pool: ThreadPoolExecutor | None = None
         self._queue: list[Waiter] = []
         self._flying = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._last_landing: asyncio.Future[None] | None = None
         self._rung = False
-        self._asked: Sequence[Request] = ()
         self._bell: Bell | None = None
-        self._client: Client | None = None
         self._listeners: list[Callable[[str | None], None]] = []
 
     # --- the seam ------------------------------------------------------------------------
@@ -192,14 +191,19 @@ class FileSystemStorage:
         return gained
 
     async def close(self) -> None:
-        """Give the folder and the worker thread back. Safe to repeat."""
+        """Answer what was asked, then give back folder and thread. Safe to repeat."""
         if self._closed:
             return
         self._closed = True
         self._stop_listening()
         loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._move_to(loop)
+        if self._flying:
+            self._last_landing = loop.create_future()
+            await self._last_landing
         if self._pool is not None:
-            await loop.run_in_executor(self._pool, self._close_store)
+            await loop.run_in_executor(self._pool, self._worker.close)
             self._pool.shutdown(wait=True)
 
     def subscribe(self, callback: Callable[[str | None], None]) -> Callable[[], None]:
@@ -254,7 +258,7 @@ class FileSystemStorage:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="durabletask-filesystem")
         requests = [request for request, _ in batch]
-        job = loop.run_in_executor(self._pool, self._work, requests, rung)
+        job = loop.run_in_executor(self._pool, self._worker.work, requests, rung)
         job.add_done_callback(partial(self._landed, loop, batch))
 
     def _landed(
@@ -264,8 +268,9 @@ class FileSystemStorage:
         job: "asyncio.Future[Answers]",
     ) -> None:
         self._after(loop)
-        asked, self._asked = self._asked, ()
-        error = job.exception()
+        error = (
+            StorageUnknownError("the worker was stopped") if job.cancelled() else job.exception()
+        )
         if error is not None:
             for _, future in batch:
                 if not future.done():
@@ -279,15 +284,16 @@ class FileSystemStorage:
                     future.set_result(answer)
             if self._listeners:
                 self._hint(loop, request)
-        for request in asked:
+        for request in self._worker.take_asked():
             self._hint(loop, request)
 
     def _after(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the next flight if there is anything for it; one at a time."""
-        store = self._store
-        if store is not None and store.leased and not self._closed:
+        if self._closed:
+            self._rung = False
+        elif self._worker.leased:
             self._listen(loop)
-            if store.compacting:
+            if self._worker.compacting:
                 unheard = loop.create_future()
                 unheard.add_done_callback(asyncio.Future.exception)
                 self._queue.append((Compact(slice=True), unheard))
@@ -297,6 +303,8 @@ class FileSystemStorage:
             self._fly(loop)
         else:
             self._flying = False
+            if self._last_landing is not None and not self._last_landing.done():
+                self._last_landing.set_result(None)
 
     def _hint(self, loop: asyncio.AbstractEventLoop, request: Request) -> None:
         for process_id in _changed(request):
@@ -321,62 +329,6 @@ class FileSystemStorage:
         if self._bell is not None:
             self._bell.close()
             self._bell = None
-
-    # --- on the worker thread ------------------------------------------------------------
-
-    def _work(self, requests: Sequence[Request], rung: bool) -> Answers:
-        try:
-            store = self._hold()
-        except StorageBusyError as error:
-            return self._ask_holder(requests, error)
-        leased = store.leased
-        try:
-            if not (rung and leased):
-                return store.apply(requests)
-            answers, self._asked = store.apply_with_letters(requests)
-            return answers
-        finally:
-            if not store.leased:
-                self._holding = False
-                store.let_go(clean=leased)
-
-    def _ask_holder(self, requests: Sequence[Request], busy: StorageBusyError) -> Answers:
-        """Ask the program that holds the folder; what takes a lease is refused."""
-        if self._client is None:
-            self._client = Client(self._folder, self._reply_timeout_s)
-        asked = [request for request in requests if isinstance(request, ClientRequest)]
-        answers: Answers | None = []
-        if asked:
-            answers = self._client.ask(asked, self._clock.now(), self._is_free)
-        if answers is None:
-            return self._work(requests, False)
-        came = iter(answers)
-        return [next(came) if isinstance(request, ClientRequest) else busy for request in requests]
-
-    def _is_free(self) -> bool:
-        try:
-            self._hold()
-        except StorageBusyError:
-            return False
-        return True
-
-    def _hold(self) -> Store:
-        if self._store is None:
-            self._store = Store.open(
-                self._folder, self._clock, segment_bytes_max=self._segment_bytes_max
-            )
-        elif not self._holding:
-            self._store.take_again()
-        self._holding = True
-        return self._store
-
-    def _close_store(self) -> None:
-        if self._store is None:
-            return
-        try:
-            self._hold().close()
-        except StorageBusyError:
-            pass  # another program has the folder, and marks it clean when it closes
 
 
 def _check_size(what: str, batch: Sequence[object]) -> None:

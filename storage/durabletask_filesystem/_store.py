@@ -9,17 +9,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
-import orjson
-
-from durabletask._clock import Clock
+from durabletask import Clock
 from durabletask.errors import (
     DurableTaskError,
     InvalidIdError,
-    StorageBusyError,
     StorageCorruptError,
     StorageError,
     StorageFailedError,
-    StorageFormatError,
     StorageUnavailableError,
 )
 from durabletask.storage import Status
@@ -31,6 +27,7 @@ from durabletask_filesystem._files import Folder, SyncError
 from durabletask_filesystem._history import Library
 from durabletask_filesystem._inbox import Inbox
 from durabletask_filesystem._leases import Leases
+from durabletask_filesystem._locking import take_lock
 from durabletask_filesystem._log import DamageError, Segment
 from durabletask_filesystem._manifest import segment_name
 from durabletask_filesystem._reading import Reader
@@ -54,7 +51,6 @@ from durabletask_filesystem._requests import (
 from durabletask_filesystem._sealing import seal
 
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
-LOCK_NAME = "LOCK"
 
 _log = logging.getLogger("durabletask.filesystem")
 
@@ -296,7 +292,7 @@ class Store:
     @property
     def compacting(self) -> bool:
         """Whether a merge is under way."""
-        return self._merge is not None
+        return self._merge is not None and self._failed is None and not self._closed
 
     def _begin_compaction(self, run: Sequence[Segment]) -> None:
         if run:
@@ -391,40 +387,3 @@ class Store:
         except OSError as error:
             # Nothing is lost: the next opening finds a folder that was not closed.
             self._failed = f"the folder could not be closed: {error}"
-
-
-def refuse_no_store(path: str | os.PathLike[str]) -> None:
-    """Refuse a folder in which nothing of ours is.
-
-    Raises:
-        StorageFormatError: There is no store; nothing was touched.
-    """
-    if not os.path.isdir(os.path.join(path, "segments")):
-        raise StorageFormatError(f"there is no store in {os.fspath(path)!r}")
-
-
-def take_lock(folder: Folder, label: str) -> None:
-    """Take the folder for this program.
-
-    Raises:
-        StorageBusyError: Another program has it.
-        StorageUnavailableError: It cannot be made or written.
-    """
-    text = orjson.dumps({"pid": os.getpid(), "label": label})
-    try:
-        folder.lock(LOCK_NAME, text)
-    except BlockingIOError:
-        raise StorageBusyError(
-            f"another program holds the folder: {_holder(folder)}",
-            hint="one host per folder; stop the other program, or use a client",
-        ) from None
-    except OSError as error:
-        raise StorageUnavailableError(f"the folder cannot be used: {error}") from error
-
-
-def _holder(folder: Folder) -> str:
-    try:
-        found = orjson.loads(folder.read(LOCK_NAME))
-        return f"pid {found['pid']} ({found['label']})" if found["label"] else f"pid {found['pid']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "it does not say who it is"
