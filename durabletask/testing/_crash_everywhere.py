@@ -184,11 +184,23 @@ class Search:
         self.report = CrashReport()
 
     def run(
-        self, fates: Sequence[Fate] = DEADLY, *, pairs: bool = False, callbacks: bool = False
+        self,
+        fates: Sequence[Fate] = DEADLY,
+        *,
+        count: int = 1,
+        pairs: bool = False,
+        callbacks: bool = False,
     ) -> CrashReport:
-        """Try each fate at each call, and what else is asked for; see `crash_everywhere`."""
+        """Try each fate at each call, and what else is asked for.
+
+        Args:
+            fates: What is tried.
+            count: How many calls in a row meet it.
+            pairs: Also try each pair of points, in two lives.
+            callbacks: Also kill before each callback of the loop.
+        """
         life = (self._reference or self.undisturbed()).lives[0]
-        points = [CrashPoint(call.number, fate) for call in life.calls for fate in fates]
+        points = [CrashPoint(call.number, fate, count) for call in life.calls for fate in fates]
         if callbacks:
             points += [CrashPoint(step) for step in range(life.steps)]
         for point in points:

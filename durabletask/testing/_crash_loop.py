@@ -24,6 +24,9 @@ Ts = TypeVarTuple("Ts")
 STEPS_MAX = 1_000_000
 """Callbacks of one life: more than it needs, so that a program which polls for ever is found."""
 
+LIFE_MAX_S = 50 * 365 * 86_400.0
+"""Virtual time that one life may take: who has waited for fifty years waits in vain."""
+
 
 class Killed(SystemExit):
     """The loop was killed. A SystemExit, because only that leaves a running loop at once."""
@@ -75,8 +78,15 @@ class MortalLoop(VirtualTimeLoop):
         ready.kill_at = kill_at
         # asyncio takes every callback from here; the name has been the same since Python 3.4.
         self._ready = ready
+        self._until_s = clock.monotonic_s() + LIFE_MAX_S
         self._executors: set[Executor] = set()
         self._tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
+
+    def jump(self, by_s: float) -> None:
+        """Let time pass, but not for ever."""
+        if self.time() + by_s > self._until_s:
+            raise RuntimeError("no end within fifty years of virtual time: it waits in vain")
+        super().jump(by_s)
 
     @property
     def steps(self) -> int:

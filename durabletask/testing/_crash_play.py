@@ -78,14 +78,22 @@ class CrashPoint:
     Attributes:
         number: Of the storage call, from 1; or of the loop's callback, from 0.
         fate: What becomes of the call; None for a kill before the callback.
+        count: So many calls in a row meet the fate.
     """
 
     number: int
     fate: Fate | None = None
+    count: int = 1
 
     def __str__(self) -> str:
-        where = "callback" if self.fate is None else "call"
-        return f"{where} {self.number}, {self.fate or 'the program dies before it'}"
+        if self.fate is None:
+            return f"callback {self.number}, the program dies before it"
+        last = f" to {self.number + self.count - 1}" if self.count > 1 else ""
+        return f"call {self.number}{last}, {self.fate}"
+
+    def meets(self, number: int) -> bool:
+        """Whether a call is one of those that go wrong."""
+        return self.number <= number < self.number + self.count
 
 
 @dataclass(slots=True)
@@ -197,7 +205,7 @@ def _live(
     loop = MortalLoop(clock, kill_at, steps_max)
 
     def plan(call: StorageCall) -> Fate | None:
-        return point.fate if point is not None and call.number == point.number else None
+        return point.fate if point is not None and point.meets(call.number) else None
 
     crashing = CrashingStorage(storage, plan, loop.kill, witness, program.latency_s)
     life.calls = crashing.calls

@@ -288,10 +288,10 @@ def two(world: World) -> Scenario:
         return await proc.do("send", send)
 
     async def send() -> int:
-        assert world.host is not None
-        await world.host.raise_event(
-            "receiver", "news", "hello", event_id=current_step().idempotency_key
-        )
+        host = world.host
+        assert host is not None
+        event_id = current_step().idempotency_key
+        await steady(lambda: host.raise_event("receiver", "news", "hello", event_id=event_id))
         return await world.effect(2)
 
     async def receiver(proc: Process) -> str:
