@@ -224,6 +224,27 @@ class Library:
             tuple(to_event(each, consumed=each.position in consumed) for each in events),
         )
 
+    def pending(self, proc: Proc) -> tuple[Event, ...]:
+        """Return the mailbox of a process, in order of position; reads no further back than needed.
+
+        Raises:
+            DamageError: A record cannot be read.
+        """
+        mail = proc.mail
+        if mail is None:
+            history = self.load(proc)
+            return tuple(event for event in history.events if not event.consumed)
+        if not mail.pending:
+            return ()
+        found: list[Event] = []
+        for record, _, _ in self._walk(proc):
+            if isinstance(record, EventRecord) and record.position in mail.pending:
+                found.append(to_event(record, consumed=False))
+                if len(found) == len(mail.pending):
+                    break
+        found.reverse()
+        return tuple(found)
+
     def load(self, proc: Proc) -> History:
         """Read a process's history, and remember its slots and mailbox from now on.
 

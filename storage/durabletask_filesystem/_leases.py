@@ -148,12 +148,13 @@ class Leases:
         damage = self._table.damage.get(proc.id)
         if damage is None:
             try:
-                history = self._library.load(proc)
                 row = self._library.row(proc)
+                if not fresh:
+                    return Claimed(row, fresh, events=self._library.pending(proc))
+                history = self._library.load(proc)
+                pending = tuple(event for event in history.events if not event.consumed)
+                return Claimed(row, fresh, history.checkpoints, pending)
             except DamageError as error:
                 damage = str(error)
-            else:
-                pending = tuple(event for event in history.events if not event.consumed)
-                return Claimed(row, fresh, history.checkpoints if fresh else (), pending)
         proc.keys = b""
         return Claimed(bare_row(self._library, proc), fresh, damage=damage)

@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from heapq import nsmallest
 
 import msgspec
 
@@ -16,6 +17,9 @@ from durabletask_filesystem._state import Proc
 from durabletask_filesystem._table import Table, micros
 
 _REPAIR = "python -m durabletask_filesystem repair DIR"
+
+LIVE_FEW = 50_000
+"""So many unfinished processes are sorted faster than all creations are looked at."""
 
 Birth = tuple[int, str]
 """When a process was created, in microseconds since 1970, and its id: the order of a listing."""
@@ -101,8 +105,10 @@ class Reader:
         """
         after = _parse_cursor(query.cursor)
         births = (
-            self._live_births(after)
-            if query.statuses is not None and not query.statuses & FINISHED
+            self._live_births(after, scan_max)
+            if query.statuses is not None
+            and not query.statuses & FINISHED
+            and len(self._table.procs) <= LIVE_FEW
             else self._births(after)
         )
         rows: list[ProcessRow] = []
@@ -133,9 +139,10 @@ class Reader:
             return None
         return row
 
-    def _live_births(self, after: Birth) -> Iterator[Birth]:
+    def _live_births(self, after: Birth, scan_max: int) -> Iterator[Birth]:
         births = ((micros(proc.created_at), proc.id) for proc in self._table.procs.values())
-        return iter(sorted(birth for birth in births if birth > after))
+        # One more than is looked at, so that the end of the scan is not taken for that of all.
+        return iter(nsmallest(scan_max + 1, (birth for birth in births if birth > after)))
 
     def _births(self, after: Birth) -> Iterator[Birth]:
         """Yield all births after one, in order; those of purged processes among them."""
