@@ -1,7 +1,11 @@
 """The benchmarks run, and refuse to measure what means nothing."""
 
+import asyncio
+import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -14,7 +18,8 @@ from benchmarks import (
     resume,
     steps_filesystem,
 )
-from benchmarks._frame import conclude, filesystem_of, options
+from benchmarks._bare import run_bare
+from benchmarks._frame import BareFile, conclude, filesystem_of, options
 
 Main = Callable[[Sequence[str]], None]
 
@@ -27,6 +32,8 @@ ALL = (
     resume,
     steps_filesystem,
 )
+
+LINE = re.compile(rb"([0-9a-f]{8})([0-9a-f]{8}) (.*)")
 
 MOUNTS = """\
 /dev/vda / ext4 rw 0 0
@@ -53,6 +60,24 @@ def test_benchmark_runs_and_tells_its_ratio_last(
     assert "ratio" in "".join(lines)
     assert "must be at" in lines[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bare_program_writes_what_it_is_compared_for(tmp_path: Path) -> None:
+    """The bare program's file holds every creation, step and end, each with length and CRC."""
+    file = BareFile(tmp_path / "bare")
+    timing = asyncio.run(run_bare(file, processes=3, steps=4))
+    file.close()
+    assert timing.steps == 12
+    told = []
+    for line in (tmp_path / "bare").read_bytes().splitlines():
+        found = LINE.fullmatch(line)
+        assert found is not None
+        size, crc, payload = int(found[1], 16), int(found[2], 16), found[3]
+        assert (size, crc) == (len(payload), crc32(payload))
+        record = json.loads(payload)
+        told.append((record["id"], record["t"], record.get("seq")))
+    assert {each[0] for each in told} == {f"process/{number}" for number in range(3)}
+    assert len(told) == len(set(told)) == 3 * (1 + 4 + 1)
 
 
 @pytest.mark.parametrize(
