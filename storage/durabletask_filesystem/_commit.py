@@ -132,7 +132,7 @@ class Committer:
 
     def _held(self, proc: Proc, unit: Unit) -> tuple[Checkpoint, ...]:
         """Return the first-wins checkpoints of a unit that another unit has recorded."""
-        history = self._library.history(proc, self._library.trail(proc))
+        history = self._library.history(self._library.trail(proc))
         stored = {(each.kind, each.key, each.index): each for each in history.checkpoints}
         held = []
         for each in unit.checkpoints:

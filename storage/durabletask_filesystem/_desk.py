@@ -123,10 +123,10 @@ class Desk:
     def _open_mailbox(self, proc: Proc) -> Mail:
         if not proc.events:
             return Mail({}, {})
-        return mailbox(self._library.history(proc, self._library.trail(proc)).events)
+        return mailbox(self._library.history(self._library.trail(proc)).events)
 
     def _earlier(self, proc: Proc, event_id: str) -> Event | None:
-        events = self._library.history(proc, self._library.trail(proc)).events
+        events = self._library.history(self._library.trail(proc)).events
         return next((event for event in events if event.event_id == event_id), None)
 
     def _deliver_late(self, new: NewEvent) -> Delivered:

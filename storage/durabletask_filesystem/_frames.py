@@ -6,6 +6,8 @@ place of the frame in its file, so that zeros, stale bytes of another file and
 a frame at the wrong place never pass for data. Pure: bytes in, bytes out.
 """
 
+import struct
+from binascii import unhexlify
 from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import crc32
@@ -14,8 +16,9 @@ HEAD_BYTES = 17
 OVERHEAD_BYTES = HEAD_BYTES + 1
 PAYLOAD_BYTES_MAX = 0xFFFF_FFFF
 
-_HEX = frozenset(b"0123456789abcdef")
-SPREAD = 0x9E3779B1  # the golden ratio in 32 bits: near offsets get seeds that differ in many bits
+_HEAD = struct.Struct(">II")
+_SPACE, _NEWLINE = b" \n"
+_SPREAD = 0x9E3779B1  # the golden ratio in 32 bits: near offsets get seeds that differ in many bits
 
 Bytes = bytes | bytearray | memoryview
 
@@ -28,15 +31,16 @@ class Frame(NamedTuple):
     payload: bytes
 
 
-def checksum(salt: int, offset: int, payload: Bytes) -> int:
+def checksum(salt: int, offset: int, payload: bytes) -> int:
     """Return the CRC of a payload at a place of a segment with this salt."""
-    return crc32(payload, salt ^ (offset * SPREAD + len(payload)) & 0xFFFF_FFFF)
+    return crc32(payload, salt ^ (offset * _SPREAD + len(payload)) & 0xFFFF_FFFF)
 
 
 def encode(salt: int, offset: int, payload: bytes) -> bytes:
     """Return the frame that holds `payload` at `offset`."""
     size = len(payload)
-    crc = crc32(payload, salt ^ (offset * SPREAD + size) & 0xFFFF_FFFF)
+    # `checksum` in place: this line is in the storage's hot path.
+    crc = crc32(payload, salt ^ (offset * _SPREAD + size) & 0xFFFF_FFFF)
     return b"%08x%08x %b\n" % (size, crc, payload)
 
 
@@ -50,15 +54,15 @@ def decode(salt: int, data: Bytes, offset: int, base: int = 0) -> Frame | None:
         base: Where in the segment `data` begins.
     """
     start = offset - base + HEAD_BYTES
-    head = bytes(data[start - HEAD_BYTES : start])
-    if len(head) < HEAD_BYTES or head[16] != 0x20 or not _HEX.issuperset(head[:16]):
+    try:
+        size, crc = _HEAD.unpack(unhexlify(data[start - HEAD_BYTES : start - 1]))
+    except (ValueError, struct.error):  # no hex digits, or not enough of them
         return None
-    size = int(head[:8], 16)
     stop = start + size
-    if size == 0 or stop >= len(data) or data[stop] != 0x0A:
+    if size == 0 or stop >= len(data) or data[stop] != _NEWLINE or data[start - 1] != _SPACE:
         return None
     payload = bytes(data[start:stop])
-    if checksum(salt, offset, payload) != int(head[8:16], 16):
+    if checksum(salt, offset, payload) != crc:
         return None
     return Frame(offset, stop + base + 1, payload)
 

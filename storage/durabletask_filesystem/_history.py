@@ -43,6 +43,7 @@ Trail = NewRecord | UnitRecord | EventRecord
 class History(NamedTuple):
     """What was recorded of one process, in the order recorded."""
 
+    creation: NewRecord
     checkpoints: tuple[Checkpoint, ...]
     events: tuple[Event, ...]
 
@@ -198,7 +199,7 @@ class Library:
             ending=proc.ending,
         )
 
-    def history(self, proc: Proc, trail: list[Trail]) -> History:
+    def history(self, trail: list[Trail]) -> History:
         """Return the checkpoints and events among a process's records."""
         checkpoints: dict[tuple[Kind, str, int], Checkpoint] = {}
         events: list[EventRecord] = []
@@ -219,7 +220,10 @@ class Library:
                 consumed.update(record.consumes)
             elif isinstance(record, EventRecord):
                 events.append(record)
+        creation = trail[0]
+        assert isinstance(creation, NewRecord)
         return History(
+            creation,
             tuple(checkpoints.values()),
             tuple(to_event(each, consumed=each.position in consumed) for each in events),
         )
@@ -251,7 +255,7 @@ class Library:
         Raises:
             DamageError: A record cannot be read.
         """
-        history = self.history(proc, self.trail(proc))
+        history = self.history(self.trail(proc))
         keys: bytes | set[int] = b""
         for each in history.checkpoints:
             keys = add_key(keys, slot(each.kind, each.key, each.index))

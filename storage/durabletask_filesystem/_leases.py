@@ -148,10 +148,11 @@ class Leases:
         damage = self._table.damage.get(proc.id)
         if damage is None:
             try:
-                row = self._library.row(proc)
                 if not fresh:
+                    row = self._library.row(proc)
                     return Claimed(row, fresh, events=self._library.pending(proc))
                 history = self._library.load(proc)
+                row = self._library.row(proc, history.creation)
                 pending = tuple(event for event in history.events if not event.consumed)
                 return Claimed(row, fresh, history.checkpoints, pending)
             except DamageError as error:

@@ -73,11 +73,9 @@ class Reader:
                     f"{self._table.damage[process_id]}",
                     hint=_REPAIR,
                 )
-            trail = self._library.trail(proc)
-            read = self._library.history(proc, trail)
-            first = trail[0]
-            assert isinstance(first, NewRecord)
-            return Snapshot(self._library.row(proc, first), read.checkpoints, read.events)
+            read = self._library.history(self._library.trail(proc))
+            row = self._library.row(proc, read.creation)
+            return Snapshot(row, read.checkpoints, read.events)
         except DamageError as error:
             raise StorageCorruptError(
                 f"process {process_id!r} is damaged: {error}", hint=_REPAIR
