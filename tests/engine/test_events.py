@@ -1,0 +1,623 @@
+"""Events: kept until consumed, in order, consumed once, with durable timeouts."""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import pydantic
+import pytest
+
+from durabletask import Limits, Process, ProcessClient, Status
+from durabletask.errors import (
+    EventTimeoutError,
+    InvalidArgumentError,
+    InvalidIdError,
+    LimitExceededError,
+    MailboxFullError,
+    ProcessFinishedError,
+    SerializationError,
+    StorageUnknownError,
+    UnknownProcessError,
+)
+from tests.engine.world import World, settle, virtual
+
+
+@dataclass
+class Approval:
+    by: str
+
+
+class Pair(NamedTuple):
+    a: int
+    b: str
+
+
+class Model(pydantic.BaseModel):
+    n: int
+
+
+async def nop() -> None:
+    """Do nothing; a step."""
+
+
+async def listener(proc: Process) -> list[str]:
+    return [await proc.event("e", str, key=f"k{n}") for n in range(3)]
+
+
+@virtual
+async def test_an_event_wakes_a_waiting_process(world: World) -> None:
+    """S1.08, S2.02, S4.04: a process that waits is woken from outside by id."""
+    async with world.host(listener) as host:
+        handle = await host.spawn(listener, "p")
+        await settle()
+        for text in "abc":
+            await host.raise_event("p", "e", text)
+        assert await handle.result() == ["a", "b", "c"]
+
+
+@virtual
+async def test_events_before_anyone_waits_are_kept_in_order(world: World) -> None:
+    """F097, S2.02: raised before the wait, before the run, between names: first in, first out."""
+
+    async def process(proc: Process) -> list[Any]:
+        await proc.delay("later", timedelta(seconds=10))
+        order = [await proc.event("b", key=f"b{n}") for n in range(2)]
+        order += [await proc.event("a", key=f"a{n}") for n in range(3)]
+        return order
+
+    async with world.host(process) as host:
+        handle = await host.spawn(process, "p")
+        for name, value in (("a", 1), ("b", 2), ("a", 3), ("b", 4), ("a", 5)):
+            await handle.raise_event(name, value)
+        assert await handle.result() == [2, 4, 1, 3, 5]
+
+
+@virtual
+async def test_an_event_raised_while_no_host_runs_is_kept(world: World) -> None:
+    """F095, F097: acknowledged without any host, through a client; delivered after the start."""
+    await world.begin_and_die(listener)
+    async with ProcessClient(world.storage, processes=[listener]) as client:
+        for text in "xyz":
+            await client.raise_event("p", "e", text)
+    async with world.host(listener) as host:
+        assert await host.get(listener, "p").result() == ["x", "y", "z"]
+
+
+@virtual
+async def test_an_acknowledged_event_survives_the_host(world: World) -> None:
+    """F095: the host that acknowledged the event dies at once: the next one delivers it."""
+    first = world.host(listener)
+    await first.start()
+    await first.spawn(listener, "p")
+    await settle()
+    await first.raise_event("p", "e", "kept")
+    world.kill(first)
+    async with world.host(listener) as second:
+        for text in ("second", "third"):
+            await second.raise_event("p", "e", text)
+        assert await second.get(listener, "p").result() == ["kept", "second", "third"]
+
+
+@virtual
+async def test_taking_and_recording_are_one(world: World) -> None:
+    """F098: death between taking an event and its record: the event is there for the next run."""
+    taken: list[str] = []
+
+    async def process(proc: Process) -> list[str]:
+        taken.append(await proc.event("e", str, key="first"))
+        return [taken[-1], await proc.event("e", str, key="second")]
+
+    first = world.host(process)
+    await first.start()
+    await first.spawn(process, "p")
+    await settle()
+    world.wires[first].down("commit")
+    await first.raise_event("p", "e", "one")
+    await settle()
+    assert taken == []
+    world.kill(first)
+    async with world.host(process) as second:
+        await second.raise_event("p", "e", "two")
+        assert await second.get(process, "p").result() == ["one", "two"]
+
+
+@virtual
+async def test_a_consumed_event_is_not_given_twice(world: World) -> None:
+    """F098, G8: consumed and recorded, then death: the next run recalls it and takes no other."""
+
+    async def process(proc: Process) -> list[str]:
+        first = await proc.event("e", str, key="first")
+        await proc.event("go")
+        return [first, await proc.event("e", str, key="second")]
+
+    first = world.host(process)
+    await first.start()
+    await first.spawn(process, "p")
+    for text in ("one", "two"):
+        await first.raise_event("p", "e", text)
+    await settle()
+    world.kill(first)
+    async with world.host(process) as second:
+        await second.raise_event("p", "go")
+        assert await second.get(process, "p").result() == ["one", "two"]
+
+
+@virtual
+async def test_a_retried_raise_is_one_event(world: World) -> None:
+    """F096: the answer was lost: the library repeats the same event; one event_id is one event."""
+
+    async def process(proc: Process) -> list[Any]:
+        await proc.delay("later", timedelta(seconds=100))
+        got = []
+        for n in range(9):
+            try:
+                got.append(await proc.event("e", key=f"k{n}", timeout=0))
+            except EventTimeoutError:
+                break
+        return got
+
+    async with world.host(process) as host:
+        handle = await host.spawn(process, "p")
+        lost = iter([True, True, False])
+
+        async def lose(call: str) -> None:
+            if call == "deliver" and next(lost, False):
+                raise StorageUnknownError("the answer was lost")
+
+        world.wires[host].after = lose
+        await host.raise_event("p", "e", 1)
+        for _ in range(3):
+            await host.raise_event("p", "e", 2, event_id="mine")
+        assert await handle.result() == [1, 2]
+
+
+@virtual
+async def test_a_consumed_event_id_stays_known(world: World) -> None:
+    """F096: a repeat after consumption is still the same event; another process has its own."""
+    async with world.host(listener) as host:
+        handles = [await host.spawn(listener, id) for id in ("p", "q")]
+        for handle in handles:
+            await handle.raise_event("e", "one", event_id="1")
+            await settle()
+            await handle.raise_event("e", "one", event_id="1")
+            await handle.raise_event("e", "two", event_id="2")
+            await handle.raise_event("e", "three", event_id="3")
+            assert await handle.result() == ["one", "two", "three"]
+
+
+@virtual
+async def test_two_waiters_for_one_name(world: World) -> None:
+    """F099: each event goes to exactly one of two waits, in order, and is recorded so."""
+
+    async def process(proc: Process) -> list[str]:
+        results = await asyncio.gather(proc.event("e", str, key="a"), proc.event("e", str, key="b"))
+        await proc.event("go")
+        return list(results)
+
+    first = world.host(process)
+    await first.start()
+    await first.spawn(process, "p")
+    await settle()
+    for text in ("one", "two"):
+        await first.raise_event("p", "e", text)
+    await settle()
+    world.kill(first)
+    async with world.host(process) as second:
+        await second.raise_event("p", "go")
+        assert await second.get(process, "p").result() == ["one", "two"]
+
+
+@pytest.mark.parametrize("gap_s", [-0.001, 0.0, 0.001])
+@pytest.mark.parametrize("rounds", [0, 1, 2, 3, 5, 8, 13])
+def test_a_waiter_cancelled_as_its_event_arrives(gap_s: float, rounds: int) -> None:
+    """F099: cancelled in the very moment: the event is recorded or stays, never lost."""
+
+    @virtual
+    async def body(world: World) -> None:
+        async def process(proc: Process) -> list[str]:
+            got = []
+            try:
+                async with asyncio.timeout(5):
+                    got.append(await proc.event("e", str, key="first"))
+            except TimeoutError:
+                got.append("timeout")
+            got.append(await proc.event("e", str, key="second"))
+            await proc.event("go")
+            return got
+
+        host = world.host(process)
+        await host.start()
+        handle = await host.spawn(process, "p")
+        await asyncio.sleep(5 + gap_s)
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        await handle.raise_event("e", "one")
+        await asyncio.sleep(1)
+        await handle.raise_event("e", "two")
+        await asyncio.sleep(1)
+        world.kill(host)
+        async with world.host(process) as again:
+            await again.raise_event("p", "go")
+            result = await again.get(process, "p").result()
+        assert result in (["one", "two"], ["timeout", "one"])
+
+    body()
+
+
+@pytest.mark.parametrize("gap_s", [-0.001, 0.0, 0.001])
+def test_a_wait_timed_out_as_its_event_arrives(gap_s: float) -> None:
+    """F099: a durable timeout in the very moment: consumed or kept, on both runs the same."""
+
+    @virtual
+    async def body(world: World) -> None:
+        async def process(proc: Process) -> list[str]:
+            got = []
+            try:
+                got.append(await proc.event("e", str, key="first", timeout=5))
+            except EventTimeoutError:
+                got.append("timeout")
+            got.append(await proc.event("e", str, key="second"))
+            await proc.event("go")
+            return got
+
+        host = world.host(process)
+        await host.start()
+        handle = await host.spawn(process, "p")
+        await asyncio.sleep(5 + gap_s)
+        await handle.raise_event("e", "one")
+        await asyncio.sleep(1)
+        await handle.raise_event("e", "two")
+        await asyncio.sleep(1)
+        world.kill(host)
+        async with world.host(process) as again:
+            await again.raise_event("p", "go")
+            result = await again.get(process, "p").result()
+        assert result in (["one", "two"], ["timeout", "one"])
+
+    body()
+
+
+# --- timeouts ---------------------------------------------------------------------------------
+
+
+@virtual
+async def test_a_timeout_is_recorded(world: World) -> None:
+    """S2.02 (rule 10): EventTimeoutError at the due time, and on every later run at once."""
+    at: list[float] = []
+
+    async def process(proc: Process) -> str:
+        with pytest.raises(EventTimeoutError, match="'e'") as caught:
+            await proc.event("e", timeout=timedelta(seconds=30))
+        assert isinstance(caught.value, TimeoutError)
+        at.append(world.clock.monotonic_s())
+        await proc.event("go")
+        return str(caught.value)
+
+    await world.begin_and_die(process, after_s=40)
+    async with world.host(process) as host:
+        await host.raise_event("p", "e", "too late")
+        await host.raise_event("p", "go")
+        await host.get("p").result()
+    assert at == [pytest.approx(30, abs=0.01), pytest.approx(40, abs=0.01)]
+
+
+@virtual
+async def test_a_deadline_survives_a_restart(world: World) -> None:
+    """F088 (rule 10): the deadline of a wait is fixed by its first run."""
+
+    async def process(proc: Process) -> float:
+        with pytest.raises(EventTimeoutError):
+            await proc.event("e", timeout=100)
+        return world.clock.monotonic_s()
+
+    await world.begin_and_die(process, after_s=60)
+    assert (world.row("p").wake_at or world.clock.now()) > world.clock.now()
+    async with world.host(process) as host:
+        assert await host.get(process, "p").result() == pytest.approx(100, abs=0.1)
+
+
+@virtual
+async def test_a_timeout_of_zero_takes_only_what_is_there(world: World) -> None:
+    """S2.02: timeout=0: the buffered event, or EventTimeoutError at once."""
+
+    async def process(proc: Process) -> list[str]:
+        await proc.event("ready")
+        got = [await proc.event("e", str, timeout=0)]
+        with pytest.raises(EventTimeoutError):
+            await proc.event("e", str, key="again", timeout=timedelta(0))
+        return got
+
+    async with world.host(process) as host:
+        handle = await host.spawn(process, "p")
+        await handle.raise_event("e", "there")
+        await handle.raise_event("ready")
+        assert await handle.result() == ["there"]
+
+
+@pytest.mark.parametrize(
+    "timeout", [-1, float("nan"), float("inf"), True, "5", timedelta(seconds=-1), 1e300, 10**400]
+)
+def test_a_senseless_timeout_is_refused(timeout: Any) -> None:
+    """F087: a timeout that is no duration: a clear error, nothing recorded."""
+
+    @virtual
+    async def body(world: World) -> None:
+        async def process(proc: Process) -> None:
+            with pytest.raises(InvalidArgumentError):
+                await proc.event("e", timeout=timeout)
+
+        async with world.host(process) as host:
+            await (await host.spawn(process, "p")).result()
+        assert world.keys("p") == []
+
+    body()
+
+
+@virtual
+async def test_a_wait_is_recorded_when_it_begins(world: World) -> None:
+    """Rule 10: kind, name and due of a wait, and the status, are in the storage while it lasts."""
+
+    async def process(proc: Process) -> None:
+        await proc.event("approved", key="approval", timeout=timedelta(days=2))
+        await proc.event("for ever")
+
+    async with world.host(process) as host:
+        handle = await host.spawn(process, "p")
+        await settle()
+        info = await handle.info()
+        assert info.status is Status.WAITING
+        (wait,) = info.waits
+        assert (wait.kind, wait.key, wait.name) == ("event", "approval", "approved")
+        assert wait.due_at == info.wake_at == world.clock.now() + timedelta(days=2)
+        await handle.raise_event("approved")
+        await settle()
+        info = await handle.info()
+        assert [(each.key, each.due_at) for each in info.waits] == [("for ever", None)]
+        assert info.wake_at is None
+        assert [each.id async for each in host.list(status="waiting")] == ["p"]
+
+
+@virtual
+async def test_a_step_beside_a_wait_makes_the_process_running(world: World) -> None:
+    """Rule 10: status follows what is recorded: running while a step runs, waiting after."""
+    gate = asyncio.Event()
+
+    async def slow() -> None:
+        await gate.wait()
+
+    async def process(proc: Process) -> None:
+        await asyncio.gather(proc.event("e"), proc.do("slow", slow))
+
+    async with world.host(process) as host:
+        handle = await host.spawn(process, "p")
+        await settle()
+        assert (await handle.info()).status is Status.RUNNING
+        gate.set()
+        await settle()
+        assert (await handle.info()).status is Status.WAITING
+        await handle.raise_event("e")
+        await handle.result()
+
+
+@virtual
+async def test_many_waits_at_once(world: World) -> None:
+    """F116: 2,000 waits side by side: woken in order, the earliest deadline is the wake time."""
+
+    async def process(proc: Process) -> int:
+        values = await asyncio.gather(
+            *(proc.event("e", int, key=f"k{n}", timeout=1000 + n) for n in range(2000))
+        )
+        return sum(values)
+
+    async with world.host(process) as host:
+        handle = await host.spawn(process, "p")
+        await settle()
+        assert (await handle.info()).wake_at == world.clock.now() + timedelta(seconds=1000)
+        for n in range(2000):
+            await handle.raise_event("e", n)
+        assert await handle.result() == 1_999_000
+
+
+@virtual
+async def test_waits_that_time_out_leave_nothing_behind(world: World) -> None:
+    """A loop of polling waits does not grow the run's memory by one waiter a round."""
+
+    async def process(proc: Process) -> int:
+        for n in range(300):
+            try:
+                await proc.event("e", key=f"k{n}", timeout=1)
+            except EventTimeoutError:
+                continue
+        await proc.event("go")
+        return 1
+
+    async with world.host(process) as host:
+        handle = await host.spawn(process, "p")
+        await asyncio.sleep(400)
+        assert host._session is not None
+        waiters = host._session.runs["p"].mailbox._waiters or {}
+        assert len(waiters.get("e", ())) <= 1
+        await handle.raise_event("go")
+        await handle.result()
+
+
+# --- payloads ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("payload", "type"),
+    [
+        (Approval("carol"), Approval),
+        (Pair(1, "b"), Pair),
+        (Model(n=1), Model),
+        ([1, 2], list[int]),
+        ({"n": 1}, Model),
+        ((1, "b"), tuple[int, str]),
+        (None, None),
+        ("text", str),
+    ],
+)
+def test_a_payload_comes_back_as_what_the_receiver_names(payload: Any, type: Any) -> None:
+    """Rule 2: a structured payload is stored as its fields and read as the wait's type."""
+
+    @virtual
+    async def body(world: World) -> None:
+        seen: list[Any] = []
+
+        async def process(proc: Process) -> None:
+            seen.append(await proc.event("e", type))
+            await proc.event("go")
+
+        first = world.host(process)
+        await first.start()
+        await first.spawn(process, "p")
+        await first.raise_event("p", "e", payload)
+        await settle()
+        world.kill(first)
+        async with world.host(process) as second:
+            await second.raise_event("p", "go")
+            await second.get("p").result()
+        assert seen[0] == seen[1]
+        assert seen[0].__class__ is seen[1].__class__
+        if not isinstance(payload, dict):
+            assert seen[0] == payload
+
+    body()
+
+
+@pytest.mark.parametrize("bad", [object(), float("nan"), ["\ud800"], 2**70, [object()]])
+def test_a_payload_without_a_form_is_refused(bad: Any) -> None:
+    """F120 (rule 14): refused at raise_event with the path; nothing was written."""
+
+    @virtual
+    async def body(world: World) -> None:
+        async with world.host(listener) as host:
+            await host.spawn(listener, "p")
+            with pytest.raises(SerializationError):
+                await host.raise_event("p", "e", bad)
+        assert "deliver" not in world.wires[host].calls
+
+    body()
+
+
+@virtual
+async def test_a_payload_of_5_mb_is_refused(world: World) -> None:
+    """F124, S1.15: beyond 2 MiB: LimitExceededError to the raiser; nothing was written."""
+    async with world.host(listener) as host:
+        await host.spawn(listener, "p")
+        with pytest.raises(LimitExceededError):
+            await host.raise_event("p", "e", "x" * 5_000_000)
+    assert "deliver" not in world.wires[host].calls
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+
+@virtual
+async def test_an_event_to_nobody_is_refused(world: World) -> None:
+    """F097, S2.02: to an unknown id: refused, and not kept for a later process of that id."""
+    async with world.host(listener) as host:
+        with pytest.raises(UnknownProcessError, match="'p'"):
+            await host.raise_event("p", "e", "early")
+        handle = await host.spawn(listener, "p")
+        for text in "abc":
+            await handle.raise_event("e", text)
+        assert await handle.result() == ["a", "b", "c"]
+        with pytest.raises(ProcessFinishedError, match="'p'"):
+            await host.raise_event("p", "e", "late")
+        with pytest.raises(ProcessFinishedError):
+            await handle.raise_event("other")
+
+
+@pytest.mark.parametrize("name", ["", "a\x00", "x" * 256, None, 7])
+def test_a_bad_event_name_is_refused(name: Any) -> None:
+    """F121: names of events and event ids obey the one rule; nothing was written."""
+
+    @virtual
+    async def body(world: World) -> None:
+        async with world.host(listener) as host:
+            await host.spawn(listener, "p")
+            with pytest.raises(InvalidIdError):
+                await host.raise_event("p", name)
+            if name is not None:
+                with pytest.raises(InvalidIdError):
+                    await host.raise_event("p", "e", event_id=name)
+        assert "deliver" not in world.wires[host].calls
+
+    body()
+
+
+@virtual
+async def test_a_full_mailbox_is_an_error_to_the_raiser(world: World) -> None:
+    """F101 (rule 14): beyond mailbox_max: MailboxFullError; what was there stays in order."""
+    gate = asyncio.Event()
+
+    async def process(proc: Process) -> list[int]:
+        await proc.do("wait", gate.wait)
+        return [await proc.event("e", int, key=f"k{n}") for n in range(4)]
+
+    async with world.host(process, limits=Limits(mailbox_max=3)) as host:
+        handle = await host.spawn(process, "p")
+        for n in range(3):
+            await handle.raise_event("e", n)
+        with pytest.raises(MailboxFullError, match="3 unconsumed"):
+            await handle.raise_event("e", 3)
+        gate.set()
+        await settle()
+        await handle.raise_event("e", 4)
+        assert await handle.result() == [0, 1, 2, 4]
+
+
+@virtual
+async def test_a_stream_of_events_goes_on_after_a_restart(world: World) -> None:
+    """F095: `events()` recalls what it took and goes on with the next, in order."""
+    seen: list[int] = []
+
+    async def process(proc: Process) -> list[int]:
+        got = []
+        async for n in proc.events("n", int):
+            got.append(n)
+            seen.append(n)
+            if n == 5:
+                break
+        return got
+
+    first = world.host(process)
+    await first.start()
+    await first.spawn(process, "p")
+    for n in range(3):
+        await first.raise_event("p", "n", n)
+    await settle()
+    world.kill(first)
+    async with world.host(process) as second:
+        for n in range(3, 6):
+            await second.raise_event("p", "n", n)
+        assert await second.get(process, "p").result() == [0, 1, 2, 3, 4, 5]
+    assert seen == [0, 1, 2, 0, 1, 2, 3, 4, 5]
+
+
+@virtual
+async def test_events_from_many_senders_keep_each_senders_order(world: World) -> None:
+    """F095, G8: concurrent senders: nothing lost, nothing twice, each sender's order kept."""
+
+    async def process(proc: Process) -> list[list[int]]:
+        got = []
+        async for pair in proc.events("e", list[int]):
+            got.append(pair)
+            if len(got) == 200:
+                break
+        return got
+
+    async with world.host(process) as host, ProcessClient(world.storage) as client:
+        handle = await host.spawn(process, "p")
+
+        async def send(sender: int) -> None:
+            for n in range(20):
+                where = host if (sender + n) % 2 else client
+                await where.raise_event("p", "e", [sender, n])
+
+        await asyncio.gather(*(send(sender) for sender in range(10)))
+        got = await handle.result()
+    for sender in range(10):
+        assert [n for who, n in got if who == sender] == list(range(20))
