@@ -30,6 +30,7 @@ class Leases:
 
     Attributes:
         mine: Identity of the host whose lease this program opened, or None.
+        claims: What the latest claims took and the ids that they brought news of, by claim id.
     """
 
     def __init__(self, log: Log, table: Table, library: Library) -> None:
@@ -37,7 +38,7 @@ class Leases:
         self._table = table
         self._library = library
         self.mine: str | None = None
-        self._claims: dict[str, tuple[Taken, tuple[str, ...]]] = {}
+        self.claims: dict[str, tuple[Taken, tuple[str, ...]]] = {}
 
     def open(self, host_id: str, label: str, now: datetime) -> Lease:
         """Begin a host's right to write, or renew it.
@@ -60,15 +61,31 @@ class Leases:
             self._log.append(_records.encode(LeaseRecord(host_id, label, now)))
             self._table.hosts[host_id] = label
             self.mine = host_id
-            self._claims = {}
+            self.claims = {}
         return Lease(host_id, label, None, now)
 
-    def resume(self, host_id: str | None) -> None:
-        """Go on with a lease of this program after the state was read anew from disk."""
-        self.mine = host_id if host_id in self._table.hosts else None
+    def resume(self, before: "Leases") -> None:
+        """Go on with the lease and claims of before, after the state was read anew from disk."""
+        self.mine = before.mine if before.mine in self._table.hosts else None
+        if self.mine is None:
+            return
         for proc in self._table.procs.values():
-            if proc.events and proc.owner == self.mine and self.mine is not None:
+            if proc.events and proc.owner == self.mine:
                 self._table.news[proc.id] = None  # told twice does no harm, not told would
+        # A claim of the batch that was undone took nothing; its repeat has to take anew.
+        self.claims = {
+            claim_id: (taken, news)
+            for claim_id, (taken, news) in before.claims.items()
+            if any(self._holds(process_id, identity) for process_id, identity in taken.items())
+        }
+
+    def _holds(self, process_id: str, identity: tuple[int, int]) -> bool:
+        proc = self._table.procs.get(process_id)
+        return (
+            proc is not None
+            and proc.owner == self.mine
+            and (proc.incarnation, proc.epoch) == identity
+        )
 
     def check(self, lease: Lease) -> str:
         """Return the host of a lease that is valid.
@@ -87,7 +104,7 @@ class Leases:
         if lease.host_id == self.mine:
             self._end(lease.host_id, now, dead=False)
             self.mine = None
-            self._claims = {}
+            self.claims = {}
 
     def fence_dead(self, now: datetime) -> None:
         """End the leases of hosts that died: whoever holds the folder's lock knows it."""
@@ -106,22 +123,17 @@ class Leases:
         self, host: str, claim_id: str, names: Sequence[str], count_max: int, now: datetime
     ) -> Claims:
         """Take claimable processes and hear news; see the seam for the rules."""
-        remembered = self._claims.get(claim_id)
+        remembered = self.claims.get(claim_id)
         if remembered is None:
             remembered = self._take(host, claim_id, names, count_max, now)
-            if len(self._claims) >= CLAIMS_REMEMBERED:
-                del self._claims[next(iter(self._claims))]
-            self._claims[claim_id] = remembered
+            if len(self.claims) >= CLAIMS_REMEMBERED:
+                del self.claims[next(iter(self.claims))]
+            self.claims[claim_id] = remembered
         taken, news = remembered
         claimed = []
         for process_id, identity in taken.items():
-            proc = self._table.procs.get(process_id)
-            if (
-                proc is not None
-                and proc.owner == host
-                and (proc.incarnation, proc.epoch) == identity
-            ):
-                claimed.append(self._hand_out(proc, fresh=True))
+            if self._holds(process_id, identity):
+                claimed.append(self._hand_out(self._table.procs[process_id], fresh=True))
         for process_id in news:
             proc = self._table.procs.get(process_id)
             if proc is not None and proc.owner == host and process_id not in taken:

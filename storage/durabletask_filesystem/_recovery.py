@@ -58,17 +58,28 @@ def recover(folder: Folder, entropy: Callable[[int], bytes]) -> tuple[Log, Table
     return log, table
 
 
-def _found(folder: Folder, entropy: Callable[[int], bytes]) -> Manifest:
-    """Make a new store, in an order in which a crash leaves no store or a whole one."""
-    names = set(folder.names())
+def refuse_foreign(folder: Folder) -> None:
+    """Refuse a folder of something else, before even a lock file is put there.
+
+    Raises:
+        StorageFormatError: It has files, but no store; nothing was touched.
+    """
+    try:
+        names = set(folder.names())
+    except OSError:
+        return  # there is none yet, or it cannot be used: taking the lock tells
     foreign = sorted(names - _OURS)
-    if foreign:
+    if foreign and _manifest.NAME not in names:
         raise StorageFormatError(
             f"the folder is not empty and holds no store: {foreign[0]!r}"
             + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""),
             hint="give the store a folder of its own",
         )
-    if "segments" in names:
+
+
+def _found(folder: Folder, entropy: Callable[[int], bytes]) -> Manifest:
+    """Make a new store, in an order in which a crash leaves no store or a whole one."""
+    if "segments" in folder.names():
         _refuse_lost_manifest(folder)
     for name in ("segments", "torn", "inbox"):
         folder.make_subfolder(name)

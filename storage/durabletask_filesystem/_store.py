@@ -32,7 +32,7 @@ from durabletask_filesystem._log import DamageError, Segment
 from durabletask_filesystem._manifest import segment_name
 from durabletask_filesystem._reading import Reader
 from durabletask_filesystem._records import EndingRecord
-from durabletask_filesystem._recovery import recover
+from durabletask_filesystem._recovery import recover, refuse_foreign
 from durabletask_filesystem._requests import (
     Answer,
     Claim,
@@ -104,6 +104,7 @@ class Store:
         store = cls(
             folder, clock, label=label, segment_bytes_max=segment_bytes_max, entropy=entropy
         )
+        refuse_foreign(folder)
         take_lock(folder, label)
         try:
             store._load()
@@ -242,7 +243,7 @@ class Store:
 
     def _take_back(self, error: OSError) -> StorageUnavailableError | StorageFailedError:
         """Undo a batch whose write failed, on disk and in memory."""
-        mine = self._leases.mine
+        before = self._leases
         self._failed = None
         try:
             self._log.cut_back()
@@ -250,7 +251,7 @@ class Store:
             self._load()
         except (OSError, DurableTaskError) as second:
             return self._poison(f"a write failed ({error}), and could not be undone: {second}")
-        self._leases.resume(mine)
+        self._leases.resume(before)
         return StorageUnavailableError(f"the write failed and was undone: {error}")
 
     # --- keeping house -------------------------------------------------------------------

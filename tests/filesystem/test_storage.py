@@ -169,6 +169,22 @@ async def test_a_full_disk_writes_nothing_and_recovers(tmp_path: Path) -> None:
     assert check(tmp_path).ok
 
 
+async def test_a_claim_that_could_not_be_written_is_taken_by_its_repeat(tmp_path: Path) -> None:
+    """F027: what an undone claim had in hand is claimable; earlier claims are still repeatable."""
+    folder = FaultyFolder(tmp_path)
+    async with storage_of(tmp_path, folder) as (storage, lease):
+        await storage.create([new("a"), new("b")])
+        first = await storage.claim(lease, "c1", ["fn"], count_max=1)
+        folder.full = True
+        with pytest.raises(StorageUnavailableError):
+            await storage.claim(lease, "c2", ["fn"], count_max=1)
+        folder.full = False
+        again = await storage.claim(lease, "c1", ["fn"], count_max=1)
+        assert again.claimed == first.claimed
+        second = await storage.claim(lease, "c2", ["fn"], count_max=1)
+        assert [each.row.process_id for each in second.claimed] == ["b"]
+
+
 @pytest.mark.parametrize("fault", ["rotten", "stuck"])
 async def test_a_failed_sync_is_final(tmp_path: Path, fault: str) -> None:
     """F026 C43: poisoned for good, every waiter is told, and what was acknowledged is there."""
@@ -225,6 +241,7 @@ async def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageFormatError, match=r"cat\.jpg"):
         await storage.create([new("a")])
     await storage.close()
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
     storage = FileSystemStorage("/proc/nothing/here")
     with pytest.raises(StorageUnavailableError, match="/proc/nothing"):
         await storage.read(["a"])
