@@ -6,7 +6,7 @@ from random import Random, SystemRandom
 from types import TracebackType
 from typing import Any, Self, TypeVar, TypeVarTuple, overload
 
-from durabletask._codec import ANY, Codec, Shape
+from durabletask._codec import Codec
 from durabletask._errors import (
     InvalidArgumentError,
     MailboxFullError,
@@ -79,7 +79,7 @@ class ProcessClient:
         self.registry = Registry(self.codec, self.limits)
         self._random = random or SystemRandom()
         self._poll_s = poll_s
-        self._reader = Reader(self.codec.shape(), self.failures)
+        self._reader = Reader(self.codec.view, self.failures)
         self._watch = Watch(storage, poll_s, self._is_here)
         for fn in processes:
             self.registry.add(fn)
@@ -205,7 +205,7 @@ class ProcessClient:
         if isinstance(fn_or_id, str):
             if process_id is not None:
                 raise InvalidArgumentError("get takes an id, or a function and an id")
-            return ProcessHandle(self, check_name("process_id", fn_or_id), self.codec.shape())
+            return ProcessHandle(self, check_name("process_id", fn_or_id), self.codec.view)
         shape = Signature(fn_or_id, self.codec, self.limits).returns
         return ProcessHandle(self, check_name("process_id", process_id), shape)
 
@@ -240,7 +240,7 @@ class ProcessClient:
             process_id=process_id,
             event_id=event_id,
             name=name,
-            payload=self._payload_shape(payload).encode(payload),
+            payload=self.codec.shape_of(payload).encode(payload, "payload"),
         )
         mailbox_max = self.limits.mailbox_max
         (answer,) = await repeat_unknown(
@@ -328,16 +328,8 @@ class ProcessClient:
             raise unknown(process_id)
         return snapshot
 
-    def _payload_shape(self, payload: object) -> Shape:
-        # A structured value is stored plain, by its class: the receiver names the type it wants.
-        plain = type(payload).__module__ in _PLAIN_MODULES
-        return self.codec.shape(ANY if plain else type(payload))
-
     def _new_id(self) -> str:
         return f"{self._random.getrandbits(128):032x}"
-
-
-_PLAIN_MODULES = frozenset({"builtins", "datetime", "decimal", "uuid"})
 
 
 def _raise_refused(answer: Delivered, event: NewEvent, mailbox_max: int) -> None:

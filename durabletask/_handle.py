@@ -27,7 +27,7 @@ class ProcessHandle(Generic[T]):
         self._shape = shape
 
     def __repr__(self) -> str:
-        return f"<process {ascii(self._id)}>"
+        return f"<process {self._id!a}>"
 
     @property
     def id(self) -> str:
@@ -81,7 +81,8 @@ def outcome(process_id: str, ending: Ending, shape: Shape, failures: Failures) -
     """Return what a process returned, or raise what ended it."""
     if ending.status is Status.COMPLETED:
         return shape.decode(ending.payload)
-    error = failures.decode(ending.payload)
+    # Viewed and not decoded: a class that this program does not have must not hide the failure.
+    error = failures.view(ending.payload)
     if ending.status is Status.QUARANTINED:
         raise ProcessQuarantinedError(
             process_id,

@@ -214,22 +214,31 @@ class ProcessHost(ProcessClient):
     async def _supervise(self) -> None:
         """Begin a new session when the lease is lost; fail when the storage has failed."""
         while self._session is not None:
-            error = await self._session.broken
+            # Waited for and not awaited, which would cancel it together with this task.
+            await asyncio.wait([self._session.broken])
+            error = self._session.broken.result()
             if not isinstance(error, LeaseLostError):
-                self._failure = error
-                self._state = _State.FAILED
-                _log.critical("the host has failed: %s", error)
-                await self._watch.close(error)
-                self._stop_asked.set()
+                await self._fail(error)
                 return
             _log.warning("the lease is lost; everything in memory is dropped: %s", error)
             await self._session.close()
-            self._session = await self._reopen()
+            try:
+                self._session = await self._reopen()
+            except StorageError as failed:
+                await self._fail(failed)
+                return
+
+    async def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._state = _State.FAILED
+        _log.critical("the host has failed: %s", error)
+        await self._watch.close(error)
+        self._stop_asked.set()
 
     async def _reopen(self) -> Session:
         wait_s = BACKOFF_MIN_S
         while True:
-            with suppress(StorageUnavailableError, StorageUnknownError):
+            with suppress(StorageUnavailableError, StorageUnknownError, LeaseLostError):
                 return await self._open_session()
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, BACKOFF_MAX_S)

@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-import orjson
 
 from durabletask._codec import Shape
 from durabletask._errors import DecodeError
@@ -94,8 +93,8 @@ class HistoryEntry:
 class Reader:
     """Turns stored records into what a caller sees."""
 
-    def __init__(self, any_shape: Shape, failures: Failures) -> None:
-        self._shape = any_shape
+    def __init__(self, view: Shape, failures: Failures) -> None:
+        self._view = view
         self._failures = failures
 
     def info(self, row: ProcessRow, known: Iterable[str], snapshot: Snapshot | None) -> ProcessInfo:
@@ -137,13 +136,13 @@ class Reader:
         errors: tuple[Exception, ...] = ()
         attempts = 0
         if held.form is Form.ERROR:
-            error = self._failures.decode(held.payload)
+            error = self._failures.view(held.payload)
         elif held.form is Form.CANCELLED:
             value = msgspec.json.decode(held.payload, type=CancelNote).after_s
         elif held.kind is Kind.RETRY:
             note = msgspec.json.decode(held.payload, type=RetryNote)
             attempts = note.attempts
-            errors = tuple(self._failures.decode(bytes(raw)) for raw in note.errors)
+            errors = tuple(self._failures.view(bytes(raw)) for raw in note.errors)
         elif held.kind is Kind.EVENT:
             value = self._plain(bytes(msgspec.json.decode(held.payload, type=EventNote).payload))
         else:
@@ -164,14 +163,10 @@ class Reader:
     def _error(self, ending: Ending | None) -> Exception | None:
         if ending is None or ending.form is not Form.ERROR:
             return None
-        return self._failures.decode(ending.payload)
+        return self._failures.view(ending.payload)
 
     def _plain(self, payload: bytes) -> Any:
-        try:
-            return self._shape.decode(payload)
-        except DecodeError:
-            # Written under an annotation that this reader does not have; it is JSON all the same.
-            return orjson.loads(payload)
+        return self._view.decode(payload)
 
 
 def open_waits(checkpoints: Iterable[Checkpoint]) -> Iterator[WaitInfo]:

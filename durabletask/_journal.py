@@ -10,7 +10,24 @@ from collections.abc import Iterable, Iterator
 from durabletask._errors import KeyConflictError, NonDeterminismError
 from durabletask._model import NO_INDEX, Checkpoint, Kind
 
-_OWN_SPACE = frozenset({Kind.WAIT, Kind.RETRY, Kind.START, Kind.UNDO, Kind.DECISION, Kind.REPORT})
+_OWN_SPACE = frozenset(
+    {
+        Kind.WAIT,
+        Kind.RETRY,
+        Kind.OVERTAKEN,
+        Kind.START,
+        Kind.UNDO,
+        Kind.DECISION,
+        Kind.REPORT,
+    }
+)
+
+# What the engine noted about a key before there was an outcome says what kind of call it was.
+_NOTED_BY = {
+    Kind.WAIT: frozenset({Kind.DELAY, Kind.EVENT, Kind.RACE, Kind.TIMEOUT, Kind.CHILD}),
+    Kind.RETRY: frozenset({Kind.DO, Kind.GET, Kind.TRANSACTION}),
+    Kind.START: frozenset({Kind.DO}),
+}
 
 # The key alone where there is no index: nearly always, and a string costs less than a tuple.
 _Slot = str | tuple[str, int]
@@ -19,25 +36,22 @@ _Slot = str | tuple[str, int]
 class Journal:
     """The record of one process, as one run asks for it."""
 
-    __slots__ = ("_engine", "_slots", "unasked")
+    __slots__ = ("notes", "slots", "unasked")
 
     def __init__(self, checkpoints: Iterable[Checkpoint] = ()) -> None:
-        # None marks a key that this run has used.
-        self._slots: dict[_Slot, Checkpoint | None] = {}
-        self._engine: dict[tuple[Kind, str, int], Checkpoint] | None = None
+        self.slots: dict[_Slot, Checkpoint | None] = {}
+        """Every key recorded or in use; None marks one that this run has used."""
+        self.notes: dict[tuple[Kind, str, int], Checkpoint] | None = None
+        """What the engine itself recorded; None where there is nothing, as in most first runs."""
         self.unasked = 0
         for checkpoint in checkpoints:
             if checkpoint.kind in _OWN_SPACE:
-                if self._engine is None:
-                    self._engine = {}
-                self._engine[checkpoint.kind, checkpoint.key, checkpoint.index] = checkpoint
+                if self.notes is None:
+                    self.notes = {}
+                self.notes[checkpoint.kind, checkpoint.key, checkpoint.index] = checkpoint
             else:
-                self._slots[_slot(checkpoint.key, checkpoint.index)] = checkpoint
+                self.slots[_slot(checkpoint.key, checkpoint.index)] = checkpoint
                 self.unasked += 1
-
-    def __len__(self) -> int:
-        """Return how many keys are recorded or in use."""
-        return len(self._slots)
 
     def ask(self, kind: Kind, key: str, index: int = NO_INDEX) -> Checkpoint | None:
         """Return what is recorded under a key, or None if the call is to run now.
@@ -46,9 +60,11 @@ class Journal:
             KeyConflictError: This run has asked for the key before.
             NonDeterminismError: It is recorded as a call of another kind.
         """
-        slots = self._slots
+        slots = self.slots
         slot: _Slot = key if index == NO_INDEX else (key, index)
         if slot not in slots:
+            if self.notes:
+                self._check_notes(kind, key, index)
             slots[slot] = None
             return None
         held = slots[slot]
@@ -66,19 +82,28 @@ class Journal:
         self.unasked -= 1
         return held
 
+    def _check_notes(self, kind: Kind, key: str, index: int) -> None:
+        for noted, kinds in _NOTED_BY.items():
+            if self.notes and (noted, key, index) in self.notes and kind not in kinds:
+                raise NonDeterminismError(
+                    f"a {noted.value} is recorded under key {key!r}, which {kind.value} never "
+                    f"makes; the code now asks for {kind.value}",
+                    hint="give the new call a new key, or bring the old code back",
+                )
+
     def is_new(self, key: str, index: int = NO_INDEX) -> bool:
         """Return whether a key is neither recorded nor used by this run."""
-        return _slot(key, index) not in self._slots
+        return _slot(key, index) not in self.slots
 
     def take(self, kind: Kind, key: str, index: int = NO_INDEX) -> Checkpoint | None:
         """Return and forget what the engine itself recorded about a key, if anything."""
-        if self._engine is None:
+        if self.notes is None:
             return None
-        return self._engine.pop((kind, key, index), None)
+        return self.notes.pop((kind, key, index), None)
 
     def never_asked(self) -> Iterator[Checkpoint]:
         """Yield the recorded calls that this run has not asked for."""
-        return (held for held in self._slots.values() if held is not None)
+        return (held for held in self.slots.values() if held is not None)
 
 
 def _slot(key: str, index: int) -> _Slot:

@@ -18,7 +18,8 @@ class Mailbox:
 
     def __init__(self, events: Iterable[Event] = (), position: int = 0) -> None:
         self._events: dict[str, deque[Event]] | None = None
-        self._waiters: dict[str, deque[Future[Event | None]]] | None = None
+        # Lists, since a deque costs 600 bytes and nearly every process waits for one thing.
+        self._waiters: dict[str, list[Future[Event | None]]] | None = None
         self.position = position
         """Highest position seen; whatever arrives at or below it is known already."""
         self.add(events)
@@ -39,7 +40,7 @@ class Mailbox:
         """Let `waiter` have the next event of a name that no earlier waiter takes."""
         if self._waiters is None:
             self._waiters = {}
-        self._waiters.setdefault(name, deque()).append(waiter)
+        self._waiters.setdefault(name, []).append(waiter)
 
     def leave(self, name: str, waiter: "Future[Event | None]") -> None:
         """End a wait without an event; one that it was handed goes back to the front."""
@@ -56,7 +57,7 @@ class Mailbox:
     def _hand_out(self, event: Event, *, first: bool = False) -> None:
         queue = self._waiters.get(event.name) if self._waiters else None
         while queue:
-            waiter = queue.popleft()
+            waiter = queue.pop(0)
             if not waiter.done():
                 waiter.set_result(event)
                 return

@@ -53,6 +53,7 @@ class Kind(StrEnum):
     # --- the engine's own
     WAIT = "wait"  # a wait began: what it is for and its due time; closed by the key's checkpoint
     RETRY = "retry"  # failed attempts so far and when the next is due; replaced by each
+    OVERTAKEN = "overtaken"  # a result won against a cancellation, which others have met
     START = "start"  # an at_most_once step is about to run
     UNDO = "undo"
     DECISION = "decision"

@@ -35,7 +35,7 @@ class RetryNote(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CancelNote(msgspec.Struct, frozen=True):
-    """User code cancelled a durable call, so long after it had begun."""
+    """User code cancelled a durable call, so long after the run had begun."""
 
     after_s: float
 

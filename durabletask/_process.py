@@ -7,19 +7,19 @@ that is the hot path.
 
 import asyncio
 import logging
+from asyncio import current_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from math import isfinite
 from types import TracebackType
 from typing import Any, Generic, TypeVar, TypeVarTuple, cast, overload
 
 from durabletask import _steps, _waits
 from durabletask._codec import ANY, Shape
-from durabletask._errors import InvalidArgumentError
+from durabletask._errors import InvalidArgumentError, StorageError
 from durabletask._limits import check_name
-from durabletask._model import NO_INDEX, Checkpoint, Form, Kind
+from durabletask._model import DONE, NO_INDEX, Checkpoint, Form, Kind
 from durabletask._retry import RetryPolicy
 from durabletask._run import STEP, Run
 
@@ -28,6 +28,9 @@ T_co = TypeVar("T_co", covariant=True)
 Ts = TypeVarTuple("Ts")
 
 _log = logging.getLogger("durabletask.process")
+
+# Looked up once: an attribute of an enum class costs ten times a global.
+_DO, _VALUE = Kind.DO, Form.VALUE
 
 
 class DurableCall(Coroutine[Any, Any, T_co]):
@@ -40,7 +43,7 @@ class DurableCall(Coroutine[Any, Any, T_co]):
         key: Under which it is recorded.
     """
 
-    __slots__ = ("__weakref__", "_body", "key", "kind")
+    __slots__ = ("_body", "key", "kind")
 
     def __init__(self, kind: Kind, key: str, body: Coroutine[Any, Any, T_co]) -> None:
         self.kind = kind
@@ -117,6 +120,7 @@ class Var(Generic[T]):
         run = self._run
         if run.gated:
             await run.stay_open(self._key)
+        run.check_caller(self._key)
         await run.record(
             Checkpoint(Kind.VAR, self._key, NO_INDEX, Form.VALUE, payload, replaces=True)
         )
@@ -151,7 +155,7 @@ class Process:
     the recorded outcome without running anything.
     """
 
-    __slots__ = ("__weakref__", "_run")
+    __slots__ = ("_run",)
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -225,7 +229,7 @@ class Process:
         check_name("key", key)
         policy = retry or run.retry
         if policy is None and timeout is None and spec.is_async and not run.services.observers:
-            return DurableCall(Kind.DO, key, _plain_step(run, key, fn, args, spec.returns))
+            return DurableCall(_DO, key, _plain_step(run, key, fn, args, spec.returns))
         body: Callable[[], Any] = partial(_steps.call_function, run, spec, fn, args)
         if timeout is not None:
             body = _steps.timed(body, _seconds("timeout", timeout))
@@ -263,7 +267,7 @@ class Process:
             shape = spec.returns
             body: Callable[[], Any] = partial(_call_inline, value_or_factory, spec.is_async)
         else:
-            shape = run.services.any_shape
+            shape = run.services.codec.shape_of(value_or_factory)
             body = partial(_constant, value_or_factory)
         if type is not None:
             shape = run.services.codec.shape(type)
@@ -294,7 +298,7 @@ class Process:
         """
         check_name("key", key)
         if isinstance(until, datetime):
-            if until.tzinfo is None:
+            if until.utcoffset() is None:
                 raise InvalidArgumentError(
                     f"delay {key!r} until {until}, which has no time zone",
                     hint="use an aware datetime, such as datetime.now(UTC) + …",
@@ -380,28 +384,41 @@ async def _plain_step(
     # The hot path: `StepRun.outcome` for an async function without retry, timeout or observer.
     if run.gated:
         await run.pass_gate(Kind.DO, key)
-    held = run.ask(Kind.DO, key)
+    held = run.ask(_DO, key)
     if held is not None:
-        if held.form is Form.CANCELLED:
-            await run.relive_cancel(held)
+        if held.form is Form.CANCELLED or run.journal.notes:
+            await run.recall(held)
         return run.unseal(held, shape)
-    if not run.services.trust.holds:
-        await run.hold(None, run.services.trust.regained())
-    begun_s = run.services.monotonic_s()
-    requests = _steps.cancel_requests()
+    services = run.services
+    if not services.trust.holds:
+        await _steps.trusted(run, Kind.DO, key, NO_INDEX)
+    task = current_task(services.loop)
+    requests = task.cancelling() if task is not None else 0
     run.step_begins()
-    STEP.set(_steps.Step(run, key, NO_INDEX, 1, None))
+    # Reset, and not set to None: an empty context is shared, one that holds None costs 120 bytes.
+    token = STEP.set(_steps.Step(run, key, NO_INDEX, 1, None))
     try:
-        payload, value = shape.record(await fn(*args))
-    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  (it is the outcome)
-        STEP.set(None)
+        payload, value = shape.record(await fn(*args), "result")
+    except (KeyboardInterrupt, SystemExit):
+        STEP.reset(token)
+        run.interrupt()  # the program ends, not the step
+        raise
+    except _steps.OUTCOMES as error:
+        STEP.reset(token)
         failure = _steps.as_failure(run, error, requests)
-        return await _steps.settle(run, Kind.DO, key, NO_INDEX, failure, begun_s)
-    STEP.set(None)
-    checkpoint = Checkpoint(Kind.DO, key, NO_INDEX, Form.VALUE, payload)
-    held = await run.record(checkpoint)
+        return await _steps.settle(run, Kind.DO, key, NO_INDEX, failure)
+    STEP.reset(token)
+    if run.gated:
+        run.check_interrupted()
+    checkpoint = Checkpoint(_DO, key, NO_INDEX, _VALUE, payload)
+    # As `Run.record`, without a coroutine of its own.
+    answer = run.submit((checkpoint,))
+    try:
+        outcome = await answer
+    except (asyncio.CancelledError, StorageError):
+        outcome = await run.outlast(answer, checkpoint)
     run.step_ended()
-    return value if held is checkpoint else run.unseal(held, shape)
+    return value if outcome is DONE else run.unseal(run.held(outcome, checkpoint), shape)
 
 
 async def _step(
@@ -417,8 +434,7 @@ async def _step(
     held = run.ask(kind, key)
     if held is None:
         return await _steps.StepRun(run, kind, key, NO_INDEX, body, shape, retry).outcome()
-    if held.form is Form.CANCELLED:
-        await run.relive_cancel(held)
+    await run.recall(held)
     return run.unseal(held, shape)
 
 
@@ -452,10 +468,11 @@ def _seconds(what: str, duration: timedelta | float, low: float | None = None) -
     if (
         isinstance(seconds, bool)
         or not isinstance(seconds, int | float)
-        or not isfinite(seconds)
         or (seconds <= 0 if low is None else seconds < low)
+        or not seconds <= timedelta.max.total_seconds()
     ):
         raise InvalidArgumentError(
-            f"{what} is {duration!r}", hint="a timedelta or seconds, finite and more than 0"
+            f"{what} is {str(duration)[:40]}",
+            hint=f"a timedelta or seconds, more than 0 and at most {timedelta.max}",
         )
     return float(seconds)

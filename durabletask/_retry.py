@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from durabletask._errors import InvalidArgumentError, SerializationError
+from durabletask._errors import InvalidArgumentError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +69,7 @@ class RetryPolicy:
         """
         if self.attempts_max is not None and attempt >= self.attempts_max:
             return None
-        # A result that cannot be encoded has had its effect: never again.
-        if isinstance(error, (SerializationError, *self.give_up_on)):
+        if isinstance(error, self.give_up_on):
             return None
         if self.retry_if is not None and not self.retry_if(error):
             return None

@@ -7,7 +7,7 @@ is (`_steps`, `_waits`) and who started the run (`_runner`).
 
 import asyncio
 import logging
-from asyncio import _get_running_loop
+from asyncio import current_task
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextvars import ContextVar
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from random import Random
+from threading import get_ident
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -38,12 +39,14 @@ from durabletask._lease import Trust
 from durabletask._limits import Limits
 from durabletask._mailbox import Mailbox
 from durabletask._model import (
+    DONE,
     NO_INDEX,
     Checkpoint,
     Claimed,
     Ending,
     Form,
     Kind,
+    Leave,
     Status,
     Unit,
     UnitOutcome,
@@ -82,12 +85,17 @@ class Phase(Enum):
     ENDED = auto()  # the function has returned or raised
 
 
+# Looked up once: an attribute of an enum class costs ten times a global.
+_RUNNING, _WAITING, _DRAINING = Status.RUNNING, Status.WAITING, Phase.DRAINING
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What a host lends to all its runs."""
 
     host_id: str
     loop: asyncio.AbstractEventLoop
+    thread: int
     writer: Writer
     timers: Timers
     trust: Trust
@@ -102,13 +110,14 @@ class Services:
     threads: Executor
     observers: tuple[Observer, ...]
     on_interrupt: Callable[["Run"], None]
-    on_left: Callable[["Run", "asyncio.Task[Ending | None]"], None]
 
 
 class Run:
     """One process in memory, in one epoch."""
 
     __slots__ = (
+        "_begun_s",
+        "_input",
         "_overtaken",
         "_phase",
         "_recorded",
@@ -143,13 +152,16 @@ class Run:
         self.retry = retry
         self.journal = Journal(claimed.checkpoints)
         self.mailbox = Mailbox(claimed.events)
-        self.begun_at = services.now()
+        self.begun_at = services.now() if claimed.checkpoints else None
+        """When the run began, if there was one before it."""
+        self._begun_s = services.monotonic_s()
         self.task: asyncio.Task[Ending | None] | None = None
         self.steps = 0
         """Steps in flight: their outcome is not recorded yet."""
         self.quarantine_error: Exception | None = None
         self.unwound = False
         """User code has ended; what the task still does must not be cancelled."""
+        self._input = row.input
         self._seq = row.seq
         self._phase = Phase.OPEN
         self.gated = False
@@ -159,6 +171,11 @@ class Run:
         # What waiting tasks await, and when each is over by itself.
         self._waits: dict[asyncio.Future[Any], datetime | None] = {}
         self._overtaken: dict[asyncio.Task[Any], int] | None = None
+
+    def take_input(self) -> bytes:
+        """Return the encoded arguments, once; they are not kept."""
+        input, self._input = self._input, b""
+        return input
 
     # --- may a call begin, and what is recorded -------------------------------------------
 
@@ -198,8 +215,22 @@ class Run:
             ProcessInterrupted: The code is at fault; the process is quarantined.
             WrongContextError: Called on another loop or thread.
         """
-        # The running loop is per thread, so this one comparison tells both.
-        if _get_running_loop() is not self.services.loop:
+        self.check_caller(key)
+        journal = self.journal
+        try:
+            held = journal.ask(kind, key, index)
+        except ProgramError as error:
+            raise self.quarantine(error) from error
+        if held is None and len(journal.slots) >= self.services.limits.steps_warn:
+            self._check_steps(len(journal.slots))
+        return held
+
+    def check_caller(self, key: str) -> None:
+        """Refuse a call from another loop or thread, or from inside the body of a step."""
+        services = self.services
+        # On this thread, and in a task of this loop: the same as asking for the running loop,
+        # which asks for the pid each time.
+        if get_ident() != services.thread or current_task(services.loop) is None:
             raise WrongContextError(
                 f"key {key!r} of process {self.process_id!r} was used on another loop or thread",
                 hint="make durable calls in the process function or in tasks that it creates",
@@ -212,14 +243,6 @@ class Run:
                     hint="return from the step first; steps do not nest",
                 )
             )
-        journal = self.journal
-        try:
-            held = journal.ask(kind, key, index)
-        except ProgramError as error:
-            raise self.quarantine(error) from error
-        if held is None and len(journal) >= self.services.limits.steps_warn:
-            self._check_steps(len(journal))
-        return held
 
     def unseal(self, held: Checkpoint, shape: Shape) -> Any:
         """Return the recorded value, or raise the recorded error."""
@@ -233,15 +256,35 @@ class Run:
             ) from problem
         raise error
 
-    async def relive_cancel(self, held: Checkpoint) -> None:
-        """Wait to be cancelled as the earlier run was; for long enough, or the code has changed."""
-        after_s = msgspec.json.decode(held.payload, type=_notes.CancelNote).after_s
+    async def recall(self, held: Checkpoint) -> None:
+        """Let a recorded cancellation come again before its call returns or raises.
+
+        A timeout begins anew with each run, and what lies before the call takes
+        no time now. So the cancellation may come as late after the call as it
+        came after the beginning of the earlier run, and not later: then the
+        code has changed.
+        """
+        note = held
+        if held.form is not Form.CANCELLED:
+            overtaken = self.journal.take(Kind.OVERTAKEN, held.key, held.index)
+            if overtaken is None:
+                return
+            note = overtaken
+        after_s = msgspec.json.decode(note.payload, type=_notes.CancelNote).after_s
         due_at = self.services.now() + timedelta(seconds=after_s + RELIVE_GRACE_S)
-        await self.hold(due_at, self.services.timers.at(due_at))
+        try:
+            await self.hold(due_at, self.services.timers.at(due_at))
+        except ProcessInterrupted:
+            raise
+        except asyncio.CancelledError:
+            if held.form is Form.CANCELLED:
+                raise
+            self._note_overtaken()
+            return
         raise self.quarantine(
             NonDeterminismError(
-                f"key {held.key!r} was cancelled {after_s:.3f} s after it began in an earlier run; "
-                f"now nothing has cancelled it for {RELIVE_GRACE_S:.0f} s longer",
+                f"key {held.key!r} was cancelled in an earlier run, {after_s:.3f} s after that "
+                f"began; now nothing has cancelled it for {RELIVE_GRACE_S:.0f} s longer",
                 hint="bring back the timeout or the failing sibling, or give the call a new key",
             )
         )
@@ -253,43 +296,68 @@ class Run:
 
         A cancellation by user code does not interrupt this: the record comes
         first, and the cancellation is met at the task's next durable call.
+
+        Raises:
+            ProcessInterrupted: The run unwinds; what user code made of its
+                interrupt, a value or an error, is not to be recorded.
         """
+        self.check_interrupted()
         answer = self.submit((checkpoint,), consumes)
         try:
             outcome = await answer
-        except asyncio.CancelledError:
-            outcome = await self._outlast(answer)
-            self._note_overtaken()
-        except StorageError as error:
-            raise ProcessInterrupted(str(error)) from error
-        if outcome.refused is None and not outcome.held:
-            return checkpoint
-        return self._held(outcome, checkpoint)
+        except (asyncio.CancelledError, StorageError):
+            outcome = await self.outlast(answer, checkpoint)
+        return checkpoint if outcome is DONE else self.held(outcome, checkpoint)
 
-    async def record_cancelled(self, kind: Kind, key: str, index: int, begun_s: float) -> None:
+    async def outlast(
+        self, answer: "asyncio.Future[UnitOutcome]", checkpoint: Checkpoint
+    ) -> UnitOutcome:
+        """Return the outcome of a unit whose wait was cancelled, and take note of that."""
+        outcome = await self._follow(answer)
+        if self._note_overtaken() is not self.task:
+            # `gather` and `TaskGroup` cancel their caller too once their tasks have ended,
+            # results or not. A later run has to be cancelled in the same place.
+            note = self._cancel_note(Kind.OVERTAKEN, checkpoint.key, checkpoint.index, Form.VALUE)
+            await self._follow(self.submit((note,)))
+        return outcome
+
+    async def record_cancelled(self, kind: Kind, key: str, index: int) -> None:
         """Record that user code cancelled a call, before the cancellation propagates.
 
         Raises:
             ProcessInterrupted: It was not user code but an interrupt.
         """
-        if self.interrupted:
-            raise ProcessInterrupted
-        after_s = max(self.services.monotonic_s() - begun_s, 0.0)
-        payload = _notes.encode(_notes.CancelNote(after_s))
-        answer = self.submit((Checkpoint(kind, key, index, Form.CANCELLED, payload),))
-        outcome = await self._outlast(answer)
+        self.check_interrupted()
+        note = self._cancel_note(kind, key, index, Form.CANCELLED)
+        outcome = await self._follow(self.submit((note,)))
         if outcome.refused is not None:
-            self._held(outcome, None)
+            self.held(outcome, None)
+
+    def check_interrupted(self) -> None:
+        """Raise ProcessInterrupted if nothing may be recorded any more."""
+        if self._phase is Phase.INTERRUPTED:
+            raise ProcessInterrupted
+
+    def held(self, outcome: UnitOutcome, checkpoint: Checkpoint | None) -> Checkpoint:
+        """Return the checkpoint that the storage holds, given its answer to a unit."""
+        if outcome.refused is None and outcome.held:
+            return outcome.held[0]
+        if outcome.refused is None and checkpoint is not None:
+            return checkpoint
+        # Somebody else has the process now, or has ended it: nothing of ours counts any more.
+        self.interrupt()
+        raise ProcessInterrupted(f"process {self.process_id!r}: {outcome.refused}")
 
     def submit(
         self,
         checkpoints: tuple[Checkpoint, ...] = (),
         consumes: tuple[int, ...] = (),
         ending: Ending | None = None,
+        leave: Leave | None = None,
     ) -> "asyncio.Future[UnitOutcome]":
         """Hand one unit to the writer, with the status if it has changed."""
         self._seq += 1
-        if ending is None and (self._waits or self._recorded is not Status.RUNNING):
+        if ending is None and leave is None and (self._waits or self._recorded is not _RUNNING):
             if len(self._waits) <= WAITS_FEW:
                 return self.services.writer.submit(self._unit_with_status(checkpoints, consumes))
             # Ten thousand waits side by side: once a batch, not once a record.
@@ -303,6 +371,7 @@ class Run:
                 checkpoints=checkpoints,
                 consumes=consumes,
                 ending=ending,
+                leave=leave,
             )
         )
 
@@ -315,17 +384,32 @@ class Run:
 
     # --- waiting -----------------------------------------------------------------------------
 
-    async def hold(
+    async def hold(self, due_at: datetime | None, future: "asyncio.Future[T]") -> T:
+        """Await what only time or an interrupt can end; an open wait meanwhile."""
+        self.wait_begins(due_at, future)
+        try:
+            result = await future
+        except asyncio.CancelledError:
+            self.wait_broken(future)
+            raise
+        self.wait_ended(future)
+        return result
+
+    def wait_begins(
         self,
         due_at: datetime | None,
-        future: "asyncio.Future[T]",
+        future: "asyncio.Future[Any]",
         note: Checkpoint | None = None,
-    ) -> T:
-        """Await what only time, an event or an interrupt can end; an open wait meanwhile.
+    ) -> None:
+        """Take note that a task is about to await `future`, which an interrupt will end.
+
+        The caller awaits it and calls `wait_ended`, or `wait_broken` when it is cancelled.
+        Not in a `finally`: a coroutine that is merely dropped (the program
+        ends) must not touch a loop that is closed.
 
         Args:
-            due_at: When it is over by itself, if ever.
-            future: Belongs to this wait; cancelled when it is left.
+            due_at: When the wait is over by itself, if ever.
+            future: Belongs to this wait alone; no Task.
             note: The record that the wait has begun, unless there is one already.
         """
         self._waits[future] = due_at
@@ -333,23 +417,26 @@ class Run:
             self.submit((note,))
         elif self._phase is Phase.OPEN:
             self.services.writer.mark(self)
-        # No `finally` here or in a step: a coroutine that is merely dropped (the program ends)
-        # must not touch a loop that is closed.
-        try:
-            result = await future
-        except asyncio.CancelledError:
-            del self._waits[future]
-            future.cancel()
-            if self.interrupted:
-                raise ProcessInterrupted from None
-            raise
+
+    def wait_ended(self, future: "asyncio.Future[Any]") -> None:
+        """Take note that a wait is over."""
         del self._waits[future]
-        return result
+
+    def wait_broken(self, future: "asyncio.Future[Any]") -> None:
+        """Take note that a wait was cancelled.
+
+        Raises:
+            ProcessInterrupted: By the engine; otherwise by user code.
+        """
+        del self._waits[future]
+        future.cancel()
+        if self.interrupted:
+            raise ProcessInterrupted from None
 
     def step_begins(self) -> None:
         """Count a step as in flight."""
         self.steps += 1
-        if self._recorded is Status.WAITING:
+        if self._recorded is _WAITING:
             self.services.writer.mark(self)
 
     def step_ended(self) -> None:
@@ -357,7 +444,7 @@ class Run:
         self.steps -= 1
         if self._waits:
             self.services.writer.mark(self)
-        if self._phase is Phase.DRAINING and self.steps == 0:
+        if self._phase is _DRAINING and self.steps == 0:
             self.interrupt()
 
     # --- ending early ------------------------------------------------------------------------
@@ -391,10 +478,6 @@ class Run:
         self._phase, self.gated = Phase.ENDED, True
         self._end_waits()
         return True
-
-    def left(self, task: "asyncio.Task[Ending | None]") -> None:
-        """Tell the host that the run's task is done."""
-        self.services.on_left(self, task)
 
     async def conclude(self, ending: Ending) -> bool:
         """Record the last word on the process; False if it is not ours to say any more."""
@@ -441,17 +524,9 @@ class Run:
             wake_at=self._wake_at,
         )
 
-    def _held(self, outcome: UnitOutcome, checkpoint: Checkpoint | None) -> Checkpoint:
-        if outcome.refused is None and outcome.held:
-            return outcome.held[0]
-        # Somebody else has the process now, or has ended it: nothing of ours counts any more.
-        self.interrupt()
-        raise ProcessInterrupted(f"process {self.process_id!r}: {outcome.refused}")
-
-    async def _outlast(self, answer: "asyncio.Future[UnitOutcome]") -> UnitOutcome:
+    async def _follow(self, answer: "asyncio.Future[UnitOutcome]") -> UnitOutcome:
         while True:
-            if self.interrupted:
-                raise ProcessInterrupted
+            self.check_interrupted()
             if answer.cancelled():
                 answer = self.services.writer.follow(answer)
             try:
@@ -462,13 +537,19 @@ class Run:
             except StorageError as error:
                 raise ProcessInterrupted(str(error)) from error
 
-    def _note_overtaken(self) -> None:
+    def _cancel_note(self, kind: Kind, key: str, index: int, form: Form) -> Checkpoint:
+        after_s = max(self.services.monotonic_s() - self._begun_s, 0.0)
+        return Checkpoint(kind, key, index, form, _notes.encode(_notes.CancelNote(after_s)))
+
+    def _note_overtaken(self) -> "asyncio.Task[Any] | None":
+        """Remember that the current task was cancelled in vain, and return it."""
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             if self._overtaken is None:
                 self._overtaken = {}
             self._overtaken[task] = task.cancelling()
             self.gated = True
+        return task
 
     async def _meet_overtaken(self, kind: Kind, key: str, index: int) -> None:
         """Let a cancellation that a result overtook take effect at the task's next new call."""
@@ -485,7 +566,7 @@ class Run:
             self.gated = self._phase is not Phase.OPEN
         if met:
             self.ask(kind, key, index)
-            await self.record_cancelled(kind, key, index, self.services.monotonic_s())
+            await self.record_cancelled(kind, key, index)
             raise asyncio.CancelledError
 
     def _check_steps(self, count: int) -> None:

@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+from collections.abc import Coroutine
+from typing import Any
 
 from durabletask._errors import DecodeError, ProcessQuarantinedError, SerializationError
 from durabletask._model import Ending, Form, Status
 from durabletask._process import Process
 from durabletask._registry import Definition
 from durabletask._run import Run
+from durabletask._steps import OUTCOMES
 
 _log = logging.getLogger("durabletask")
 
@@ -18,44 +21,66 @@ UNWIND_LOUD_S = 5.0
 KEYS_NAMED_MAX = 10
 
 
-async def execute(run: Run, definition: Definition, input: bytes) -> Ending | None:
+async def execute(run: Run, definition: Definition) -> Ending | None:
     """Run the process function and record how it ended.
 
     Returns:
         How the process has ended; None if the run was interrupted, in which
         case whatever the function returned or raised is thrown away.
     """
+    # One coroutine around the function and not two, and its arguments kept by nobody else:
+    # a host may hold a hundred thousand of these.
     ending = None
-    if run.quarantine_error is None:
-        ending = await _call(run, definition, input)
+    body = _begin(run, definition)
+    if body is not None:
+        try:
+            value = await body
+        except OUTCOMES as error:
+            ending = _raised(run, error)
+        except (KeyboardInterrupt, SystemExit):
+            run.interrupt()  # the program ends, not the process
+            raise
+        else:
+            ending = _returned(run, definition, value)
     run.unwound = True
     if run.quarantine_error is not None:
-        error = run.quarantine_error
-        _log.error(
-            "process %s is quarantined: %s",
-            ascii(run.process_id),
-            type(error).__name__,
-            extra={"process_id": run.process_id, "process_name": run.name},
-        )
-        ending = quarantined(run, error)
+        ending = _set_aside(run, run.quarantine_error)
     if ending is None or not await run.conclude(ending):
         return None
     return ending
 
 
-async def _call(run: Run, definition: Definition, input: bytes) -> Ending | None:
+def _begin(run: Run, definition: Definition) -> Coroutine[Any, Any, Any] | None:
+    """Call the process function; None if its process is to be set aside at once."""
+    input = run.take_input()
+    if run.quarantine_error is not None:
+        return None
     try:
         args, kwargs = definition.signature.decode(input)
     except DecodeError as error:
         run.quarantine(error)
         return None
-    try:
-        value = await definition.fn(Process(run), *args, **kwargs)
-    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  (it is the outcome)
-        if not run.end():
-            return None
-        _warn_never_asked(run)
-        return Ending(Status.FAILED, Form.ERROR, run.services.failures.encode(error))
+    return definition.fn(Process(run), *args, **kwargs)
+
+
+def _set_aside(run: Run, problem: Exception) -> Ending:
+    _log.error(
+        "process %s is quarantined: %s",
+        ascii(run.process_id),
+        type(problem).__name__,
+        extra={"process_id": run.process_id, "process_name": run.name},
+    )
+    return quarantined(run, problem)
+
+
+def _raised(run: Run, error: BaseException) -> Ending | None:
+    if not run.end():
+        return None
+    _warn_never_asked(run)
+    return Ending(Status.FAILED, Form.ERROR, run.services.failures.encode(error))
+
+
+def _returned(run: Run, definition: Definition, value: object) -> Ending | None:
     if run.interrupted:
         return None
     try:
@@ -100,7 +125,7 @@ async def unwind(run: Run) -> None:
             )
 
 
-def quarantined(run: Run, error: Exception) -> Ending:
+def quarantined(run: Run, error: BaseException) -> Ending:
     """Return the last word on a process that is set aside."""
     return Ending(Status.QUARANTINED, Form.ERROR, run.services.failures.encode(error))
 

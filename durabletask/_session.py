@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
+from threading import get_ident
 from typing import Any
 from weakref import WeakSet
 
@@ -34,6 +35,7 @@ from durabletask._model import (
     Created,
     Ending,
     Event,
+    Leave,
     NewProcess,
     Status,
 )
@@ -52,6 +54,8 @@ CLAIM_MAX = 1_000
 """Processes taken by one claim: enough to make the round trip cheap, few enough to share."""
 
 POLL_MIN_S = 0.02
+RELEASE_PAUSE_S = 1.0
+"""How long a process rests whose run the storage refused."""
 CREATE_MAX = 1_000
 
 
@@ -85,9 +89,12 @@ class Session:
         """Set with the error that ended the lease or the storage."""
         self._look = asyncio.Event()
         self._full = False
+        # Made once: a bound method for each of a hundred thousand runs is 64 bytes each.
+        self._on_done = self._left
         # News of a process whose creation the storage has acknowledged and we have not yet heard.
         self._early: dict[str, list[Event]] = {}
         self._creating = False
+        self._draining = False
         self._unwinding: set[asyncio.Task[None]] = set()
         self._trust = Trust(config.clock)
         self._threads = ThreadPoolExecutor(config.limits.threads_max, "durabletask step")
@@ -127,6 +134,8 @@ class Session:
     def deliver(self, process_id: str, event: Event) -> None:
         """Hand a stored event to the run it is for, if that keeps the order of arrival."""
         run = self.runs.get(process_id)
+        if event.consumed:
+            return
         if run is not None and event.position == run.mailbox.position + 1:
             run.mailbox.add((event,))
         else:
@@ -134,6 +143,7 @@ class Session:
 
     async def drain(self, drain_s: float) -> None:
         """Begin nothing more; let steps in flight finish and be recorded, then interrupt."""
+        self._draining = True
         # The lease is renewed until the end: a drain may take longer than its time.
         await self._end_tasks([self._claiming])
         for run in list(self.runs.values()):
@@ -251,7 +261,8 @@ class Session:
 
         self._creating = True
         try:
-            created = await repeat_unknown(call)
+            # For as long as the lease lasts: what it created here is ours to run.
+            created = await repeat_unknown(call, float("inf"))
             for answer in created:
                 row = answer.row
                 if answer.fresh and row.owner == self.lease.host_id and row.ending is None:
@@ -276,7 +287,7 @@ class Session:
     def _start(self, claimed: Claimed) -> None:
         row = claimed.row
         definition = self._config.registry.named(row.name)
-        if row.process_id in self.runs or definition is None:
+        if row.process_id in self.runs or definition is None or self._draining:
             return
         run = Run(self._services, claimed, definition.retry or self._config.retry)
         self.runs[row.process_id] = run
@@ -284,16 +295,16 @@ class Session:
             run.mailbox.add(self._early.pop(row.process_id, ()))
         if claimed.damage is not None:
             run.quarantine_error = damaged(row.process_id, claimed.damage)
-        body = execute(run, definition, row.input)
+        body = execute(run, definition)
         run.task = self._loop.create_task(body, name=row.process_id)
-        run.task.add_done_callback(run.left)
+        run.task.add_done_callback(self._on_done)
         if self._config.observers:
             resumed = bool(claimed.checkpoints)
             change = ProcessChange(row.process_id, row.name, Status.RUNNING, resumed)
             tell((observer.on_process for observer in self._config.observers), change)
 
-    def _left(self, run: Run, task: "asyncio.Task[Ending | None]") -> None:
-        self.runs.pop(run.process_id, None)
+    def _left(self, task: "asyncio.Task[Ending | None]") -> None:
+        run = self.runs.pop(task.get_name())
         if self._full:
             self._look.set()
         ending = None
@@ -301,10 +312,13 @@ class Session:
             error = task.exception()
             if error is None:
                 ending = task.result()
-            elif isinstance(error, Exception):
+            elif not isinstance(error, KeyboardInterrupt | SystemExit):
                 # A fault of ours stops this process only, visibly, and loses nothing.
                 _log.error("process %s: the engine failed", ascii(run.process_id), exc_info=error)
                 run.submit(ending=quarantined(run, error))
+        if ending is None and not (self._draining or self.broken.done()):
+            # Interrupted by a refusal: to be claimed anew, but not at once and over and over.
+            self._loop.call_later(RELEASE_PAUSE_S, self._release, run)
         self._config.on_left(run.process_id, ending)
         if self._config.observers:
             change = ProcessChange(
@@ -312,11 +326,16 @@ class Session:
             )
             tell((observer.on_process for observer in self._config.observers), change)
 
+    def _release(self, run: Run) -> None:
+        if not (self._draining or self.broken.done()):
+            run.submit(leave=Leave.RELEASED)
+
     def _make_services(self) -> Services:
         config = self._config
         return Services(
             host_id=self.lease.host_id,
             loop=self._loop,
+            thread=get_ident(),
             writer=self._writer,
             timers=self._timers,
             trust=self._trust,
@@ -331,7 +350,6 @@ class Session:
             threads=self._threads,
             observers=config.observers,
             on_interrupt=self._unwind,
-            on_left=self._left,
         )
 
     # --- ending -----------------------------------------------------------------------------

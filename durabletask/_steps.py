@@ -13,6 +13,7 @@ from durabletask._callable import CallSpec
 from durabletask._codec import Shape
 from durabletask._errors import (
     ProcessInterrupted,
+    SerializationError,
     StepError,
     StepTimeoutError,
     WrongContextError,
@@ -22,6 +23,10 @@ from durabletask._notes import RETRY_ERRORS_MAX, RetryNote, encode
 from durabletask._observe import Phase, StepChange, tell
 from durabletask._retry import RetryPolicy
 from durabletask._run import STEP, Run
+
+OUTCOMES = (Exception, asyncio.CancelledError, BaseExceptionGroup)
+"""What may leave a body as its outcome. A TaskGroup puts an interrupt that it meets into a group
+of its own. KeyboardInterrupt and SystemExit are not here: they end the program."""
 
 
 class Step:
@@ -108,50 +113,67 @@ class StepRun:
 
     async def outcome(self) -> Any:
         """Make attempts until there is an outcome, record it, and return or raise it."""
-        run, shape = self._run, self._shape
+        run = self._run
         note = self._recorded_note()
         first_at = note.first_at if note else run.services.now()
         attempt = note.attempts + 1 if note else 1
-        begun_s = run.services.monotonic_s()
         run.step_begins()
         while True:
             if note is not None:
-                await self._pause(note.due_at, begun_s)
+                await self._pause(note.due_at)
+            if not run.services.trust.holds:
+                await trusted(run, self._kind, self._key, self._index)
             requests = cancel_requests()
             try:
-                payload, value = shape.record(await self._attempt(attempt, note))
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  (the outcome)
+                value = await self._attempt(attempt, note)
+            except OUTCOMES as error:
                 failure = as_failure(run, error, requests)
                 self._tell(attempt, Phase.CANCELLED if failure is None else Phase.FAILED, failure)
                 if failure is not None:
                     note = self._next_note(attempt, failure, first_at, note)
                 if failure is None or note is None:
-                    return await settle(run, self._kind, self._key, self._index, failure, begun_s)
-                await run.record(self._checkpoint(Kind.RETRY, encode(note), replaces=True))
+                    return await settle(run, self._kind, self._key, self._index, failure)
+                await run.record(
+                    Checkpoint(
+                        Kind.RETRY, self._key, self._index, Form.VALUE, encode(note), replaces=True
+                    )
+                )
                 attempt += 1
             else:
-                checkpoint = self._checkpoint(self._kind, payload)
-                held = await run.record(checkpoint)
-                run.step_ended()
-                self._tell(attempt, Phase.SUCCEEDED)
-                return value if held is checkpoint else run.unseal(held, shape)
+                return await self._succeed(attempt, value)
+
+    async def _succeed(self, attempt: int, value: Any) -> Any:
+        run = self._run
+        try:
+            payload, value = self._shape.record(value, "result")
+        except SerializationError as error:
+            # The effect has happened: recorded at once, whatever the policy says.
+            self._tell(attempt, Phase.FAILED, error)
+            return await settle(run, self._kind, self._key, self._index, error)
+        checkpoint = Checkpoint(self._kind, self._key, self._index, Form.VALUE, payload)
+        held = await run.record(checkpoint)
+        run.step_ended()
+        self._tell(attempt, Phase.SUCCEEDED)
+        return value if held is checkpoint else run.unseal(held, self._shape)
 
     async def _attempt(self, attempt: int, note: RetryNote | None) -> Any:
         run = self._run
-        if not run.services.trust.holds:
-            await run.hold(None, run.services.trust.regained())
         previous = run.services.failures.decode(bytes(note.errors[-1])) if note else None
-        STEP.set(Step(run, self._key, self._index, attempt, previous))
+        token = STEP.set(Step(run, self._key, self._index, attempt, previous))
         self._tell(attempt, Phase.STARTED)
         try:
             value = await self._body()
-        except (Exception, asyncio.CancelledError):
-            STEP.set(None)
+        except (KeyboardInterrupt, SystemExit):
+            STEP.reset(token)
+            run.interrupt()  # the program ends, not the step
             raise
-        STEP.set(None)
+        except OUTCOMES:
+            STEP.reset(token)
+            raise
+        STEP.reset(token)
         return value
 
-    async def _pause(self, due_at: datetime, begun_s: float) -> None:
+    async def _pause(self, due_at: datetime) -> None:
         run = self._run
         if due_at <= run.services.now():
             return
@@ -162,7 +184,7 @@ class StepRun:
         except ProcessInterrupted:
             raise
         except asyncio.CancelledError:
-            await run.record_cancelled(self._kind, self._key, self._index, begun_s)
+            await run.record_cancelled(self._kind, self._key, self._index)
             raise
         await run.stay_open(self._key)
         run.step_begins()
@@ -191,9 +213,6 @@ class StepRun:
         held = self._run.journal.take(Kind.RETRY, self._key, self._index)
         return None if held is None else msgspec.json.decode(held.payload, type=RetryNote)
 
-    def _checkpoint(self, kind: Kind, payload: bytes, *, replaces: bool = False) -> Checkpoint:
-        return Checkpoint(kind, self._key, self._index, Form.VALUE, payload, replaces)
-
     def _tell(self, attempt: int, phase: Phase, error: BaseException | None = None) -> None:
         run = self._run
         if run.services.observers:
@@ -217,7 +236,7 @@ async def call_function(run: Run, spec: CallSpec, fn: Callable[..., Any], args: 
 
 
 def cancel_requests() -> int:
-    """Return how often somebody has asked the current task to cancel, for `is_cancellation`."""
+    """Return how often somebody has asked the current task to cancel, for `as_failure`."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()
 
@@ -230,27 +249,38 @@ def as_failure(run: Run, error: BaseException, requests_before: int) -> Exceptio
     Raises:
         ProcessInterrupted: The engine itself cancelled the task.
     """
+    # First, since code may turn its interrupt into an error of its own, as database drivers do.
+    run.check_interrupted()
     if isinstance(error, Exception):
         return error
-    if run.interrupted:
-        raise ProcessInterrupted
+    if not isinstance(error, asyncio.CancelledError):
+        return StepError(type(error).__name__, str(error))
     if cancel_requests() > requests_before:
         return None
     return StepError("CancelledError", str(error))
 
 
-async def settle(
-    run: Run, kind: Kind, key: str, index: int, failure: Exception | None, begun_s: float
-) -> Any:
+async def settle(run: Run, kind: Kind, key: str, index: int, failure: Exception | None) -> Any:
     """Record a step's failure, or that it was cancelled, and raise it as every later run will."""
     if failure is None:
-        await run.record_cancelled(kind, key, index, begun_s)
+        await run.record_cancelled(kind, key, index)
         run.step_ended()
         raise asyncio.CancelledError
     payload = run.services.failures.encode(failure)
     held = await run.record(Checkpoint(kind, key, index, Form.ERROR, payload))
     run.step_ended()
     return run.unseal(held, run.services.any_shape)
+
+
+async def trusted(run: Run, kind: Kind, key: str, index: int) -> None:
+    """Wait until the lease can be trusted: what starts here must not start elsewhere too."""
+    try:
+        await run.hold(None, run.services.trust.regained())
+    except ProcessInterrupted:
+        raise
+    except asyncio.CancelledError:
+        await run.record_cancelled(kind, key, index)
+        raise
 
 
 def timed(body: Callable[[], Any], timeout_s: float) -> Callable[[], Any]:

@@ -10,6 +10,9 @@ import itertools
 from collections.abc import Callable
 from datetime import datetime
 
+GIVEN_UP_MIN = 100
+"""Fewer are not worth a look."""
+
 
 class Timers:
     """Futures that are set when the storage's time has reached their due time."""
@@ -22,7 +25,22 @@ class Timers:
         self._recheck_s = recheck_s
         self._heap: list[tuple[datetime, int, asyncio.Future[None]]] = []
         self._count = itertools.count()
+        self._given_up = 0
         self._handle: asyncio.TimerHandle | None = None
+
+    def give_up(self, future: "asyncio.Future[None]") -> None:
+        """Take note that nobody waits for a future any more; it fires no more.
+
+        The heap is built anew when most of it is given up: short waits with long
+        timeouts would otherwise stay until the timeouts are due.
+        """
+        if not future.done():
+            future.cancel()
+            self._given_up += 1
+            if self._given_up > GIVEN_UP_MIN and self._given_up * 2 > len(self._heap):
+                self._heap = [entry for entry in self._heap if not entry[2].done()]
+                heapq.heapify(self._heap)
+                self._given_up = 0
 
     def at(self, due_at: datetime) -> "asyncio.Future[None]":
         """Return a future that is set at or after `due_at`; cancel it to give it up."""

@@ -1,7 +1,7 @@
 """Waits: a delay, an event. They begin with a record and end with one."""
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -25,24 +25,24 @@ async def delay(run: Run, key: str, until: timedelta | datetime) -> DelayNote:
         await run.pass_gate(Kind.DELAY, key)
     held = run.ask(Kind.DELAY, key)
     if held is not None:
-        if held.form is Form.CANCELLED:
-            await run.relive_cancel(held)
+        await run.recall(held)
         return _delayed(run, held)
-    begun_s = run.services.monotonic_s()
     recorded = _recorded_wait(run, key, NO_INDEX)
     due_at = recorded.due_at if recorded else _due(run, until)
-    if due_at is None:
-        raise _changed(run, key, "delay")
-    late = recorded is not None and due_at < run.begun_at
+    if due_at is None or (recorded and recorded.name):
+        raise _changed(run, key, "a delay", "an event")
+    late = recorded is not None and run.begun_at is not None and due_at < run.begun_at
     if due_at > run.services.now():
         note = None if recorded else _wait_note(key, NO_INDEX, WaitNote(due_at=due_at))
+        timer = run.services.timers.at(due_at)
+        run.wait_begins(due_at, timer, note)
         try:
-            await run.hold(due_at, run.services.timers.at(due_at), note)
-        except ProcessInterrupted:
-            raise
+            await timer
         except asyncio.CancelledError:
-            await run.record_cancelled(Kind.DELAY, key, NO_INDEX, begun_s)
+            run.wait_broken(timer)
+            await run.record_cancelled(Kind.DELAY, key, NO_INDEX)
             raise
+        run.wait_ended(timer)
     result = DelayNote(desired_at=due_at, actual_at=run.services.now(), on_time=not late)
     checkpoint = Checkpoint(Kind.DELAY, key, NO_INDEX, Form.VALUE, encode(result))
     return _delayed(run, await run.record(checkpoint))
@@ -56,18 +56,30 @@ async def event(
         await run.pass_gate(Kind.EVENT, key, index)
     held = run.ask(Kind.EVENT, key, index)
     if held is not None:
-        if held.form is Form.CANCELLED:
-            await run.relive_cancel(held)
+        await run.recall(held)
         return _received(run, held, name, shape)
-    begun_s = run.services.monotonic_s()
     recorded = _recorded_wait(run, key, index)
     if recorded is not None and recorded.name != name:
-        raise _changed(run, key, f"event {name!r}", f"event {recorded.name!r}")
+        raise _changed(
+            run, key, f"event {name!r}", f"event {recorded.name!r}" if recorded.name else "a delay"
+        )
     due_at = recorded.due_at if recorded else (None if timeout is None else _due(run, timeout))
     taken = run.mailbox.take(name)
     if taken is None and (due_at is None or due_at > run.services.now()):
         note = None if recorded else _wait_note(key, index, WaitNote(name=name, due_at=due_at))
-        taken = await _next_event(run, name, key, index, due_at, note, begun_s)
+        waiter = _in_line(run, name, due_at)
+        run.wait_begins(due_at, waiter, note)
+        del note
+        try:
+            taken = await waiter
+        except asyncio.CancelledError:
+            run.mailbox.leave(name, waiter)
+            run.wait_broken(waiter)
+            await run.record_cancelled(Kind.EVENT, key, index)
+            raise
+        run.wait_ended(waiter)
+        if taken is None:
+            run.mailbox.leave(name, waiter)
     if taken is None:
         error = EventTimeoutError(f"no event {name!r} before {due_at}")
         payload = run.services.failures.encode(error)
@@ -83,33 +95,15 @@ async def event(
     return _received(run, held, name, shape)
 
 
-async def _next_event(
-    run: Run,
-    name: str,
-    key: str,
-    index: int,
-    due_at: datetime | None,
-    note: Checkpoint | None,
-    begun_s: float,
-) -> Event | None:
-    """Wait for an event of a name; None when the time is over first."""
+def _in_line(run: Run, name: str, due_at: datetime | None) -> "asyncio.Future[Event | None]":
+    """Return a future of the next event of a name; of None when the time is over first."""
     waiter: asyncio.Future[Event | None] = run.services.loop.create_future()
-    timer = None
     if due_at is not None:
         timer = run.services.timers.at(due_at)
         timer.add_done_callback(lambda _: None if waiter.done() else waiter.set_result(None))
+        waiter.add_done_callback(lambda _: run.services.timers.give_up(timer))
     run.mailbox.wait(name, waiter)
-    try:
-        return await run.hold(due_at, waiter, note)
-    except ProcessInterrupted:
-        raise
-    except asyncio.CancelledError:
-        run.mailbox.leave(name, waiter)
-        await run.record_cancelled(Kind.EVENT, key, index, begun_s)
-        raise
-    finally:
-        if timer is not None:
-            timer.cancel()
+    return waiter
 
 
 def _delayed(run: Run, held: Checkpoint) -> DelayNote:
@@ -137,13 +131,17 @@ def _received(run: Run, held: Checkpoint, name: str, shape: Shape) -> Any:
 
 
 def _due(run: Run, until: timedelta | datetime) -> datetime:
-    if isinstance(until, datetime):
-        return until
+    # In UTC, since datetimes of one zone compare by what the wall shows, also where the hour
+    # between summer and winter time comes twice.
     try:
-        return run.services.now() + until
+        if isinstance(until, datetime):
+            return until.astimezone(UTC)
+        return run.services.now() + max(until, timedelta(0))
     except OverflowError:
+        if isinstance(until, datetime) and until.year == 1:
+            return run.services.now()
         raise InvalidArgumentError(
-            f"{until} from now is beyond the year 9999",
+            f"{until} lies beyond the year 9999",
             hint="wait for an event if there is no end",
         ) from None
 
@@ -166,7 +164,7 @@ def _decode(run: Run, held: Checkpoint, type: type[Any]) -> Any:
         ) from problem
 
 
-def _changed(run: Run, key: str, now: str, before: str = "something else") -> ProcessInterrupted:
+def _changed(run: Run, key: str, now: str, before: str) -> ProcessInterrupted:
     return run.quarantine(
         NonDeterminismError(
             f"key {key!r} is recorded as a wait for {before}; the code now asks for {now}",

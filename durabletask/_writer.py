@@ -8,7 +8,7 @@ meanwhile is the next. Knows nothing of what the items mean.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from durabletask._errors import (
@@ -47,8 +47,9 @@ class GroupCommit(Generic[T, R]):
         self._items: list[T] = []
         self._answers: list[asyncio.Future[R]] = []
         self._in_flight: list[asyncio.Future[R]] = []
-        # Outcomes that came in the instant in which their waiter was cancelled.
-        self._late: WeakKeyDictionary[asyncio.Future[R], R] = WeakKeyDictionary()
+        # By a cancelled future: the one that took its place, or the outcome that came meanwhile.
+        self._followers: dict[asyncio.Future[R], asyncio.Future[R]] = {}
+        self._late: WeakKeyDictionary[asyncio.Future[R], _Outcome[R]] = WeakKeyDictionary()
         self._wake: asyncio.Future[None] | None = None
         self._broken: BaseException | None = None
         self._task = self._loop.create_task(self._run(), name="durabletask group commit")
@@ -61,7 +62,7 @@ class GroupCommit(Generic[T, R]):
         """
         answer = self._loop.create_future()
         if self._broken is not None:
-            answer.set_exception(self._broken)
+            _fail(answer, self._broken)
             return answer
         self._items.append(item)
         self._answers.append(answer)
@@ -76,21 +77,16 @@ class GroupCommit(Generic[T, R]):
             wake.set_result(None)
 
     def follow(self, answer: "asyncio.Future[R]") -> "asyncio.Future[R]":
-        """Return a new future for an item whose first one was cancelled.
-
-        Raises:
-            LookupError: The item is not on its way (any more).
-        """
-        if answer in self._late:
-            late = self._loop.create_future()
-            late.set_result(self._late.pop(answer))
-            return late
-        for answers in (self._answers, self._in_flight):
-            for position, known in enumerate(answers):
-                if known is answer:
-                    answers[position] = self._loop.create_future()
-                    return answers[position]
-        raise LookupError("no such item is on its way")
+        """Return a new future for an item whose first one was cancelled."""
+        follower: asyncio.Future[R] = self._loop.create_future()
+        late = self._late.pop(answer, None)
+        if late is not None:
+            late.settle(follower)
+        elif self._broken is not None:
+            _fail(follower, self._broken)
+        else:
+            self._followers[answer] = follower
+        return follower
 
     async def wait_idle(self) -> None:
         """Wait until everything submitted so far has its answer."""
@@ -110,10 +106,7 @@ class GroupCommit(Generic[T, R]):
         if self._broken is None:
             self._broken = error
         for answer in self._in_flight + self._answers:
-            if not answer.done():
-                answer.set_exception(self._broken)
-                # Not every waiter is still there, and that is no news to report at exit.
-                answer.exception()
+            self._settle(answer, _Outcome(None, self._broken))
         self._items, self._answers, self._in_flight = [], [], []
 
     async def _run(self) -> None:
@@ -133,17 +126,27 @@ class GroupCommit(Generic[T, R]):
                 try:
                     outcomes = await self._flush(items)
                 except Exception as error:  # noqa: BLE001  (handed to every waiter, none is lost)
-                    _fail(answers, error)
+                    for answer in answers:
+                        self._settle(answer, _Outcome(None, error))
                 else:
                     for answer, outcome in zip(answers, outcomes, strict=True):
                         if not answer.done():
                             answer.set_result(outcome)
                         else:
-                            self._late[answer] = outcome
+                            self._settle(answer, _Outcome(outcome, None))
                 self._in_flight = []
         except asyncio.CancelledError:
             self.abandon(asyncio.CancelledError("the host's loop is shutting down"))
             raise
+
+    def _settle(self, answer: "asyncio.Future[R]", outcome: "_Outcome[R]") -> None:
+        """Give an outcome to whoever waits for it now; keep it for one who has yet to ask."""
+        while answer.cancelled() and answer in self._followers:
+            answer = self._followers.pop(answer)
+        if answer.done():
+            self._late[answer] = outcome
+        else:
+            outcome.settle(answer)
 
     def _take(self) -> "tuple[list[T], list[asyncio.Future[R]]]":
         size = self._items_max
@@ -156,27 +159,57 @@ class GroupCommit(Generic[T, R]):
         return items, answers
 
 
-def _fail(answers: "list[asyncio.Future[R]]", error: Exception) -> None:
-    for answer in answers:
-        if not answer.done():
-            answer.set_exception(error)
-            answer.exception()
+class _Outcome(Generic[R]):
+    """What became of an item."""
+
+    __slots__ = ("_error", "_value")
+
+    def __init__(self, value: R | None, error: BaseException | None) -> None:
+        self._value = value
+        self._error = error
+
+    def settle(self, answer: "asyncio.Future[R]") -> None:
+        if self._error is not None:
+            _fail(answer, self._error)
+        else:
+            answer.set_result(cast("R", self._value))
 
 
-async def repeat_unknown(call: Callable[[], Awaitable[R]]) -> R:
-    """Make a repeatable call from outside until its answer arrives.
+def _fail(answer: "asyncio.Future[R]", error: BaseException) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+        # Not every waiter is still there, and that is no news to report at exit.
+        answer.exception()
+
+
+async def repeat_unknown(
+    call: Callable[[], Awaitable[R]], repeats_max: float = UNKNOWN_REPEATS_MAX
+) -> R:
+    """Make a repeatable call until its answer arrives.
+
+    Once an answer was lost, "unavailable" is no answer either: it says that
+    the repeat wrote nothing, and not what the first call did.
 
     Raises:
-        StorageUnknownError: It never did; the write may or may not have happened.
+        StorageUnknownError: It never arrived; the write may or may not have happened.
+        StorageUnavailableError: Nothing was written.
     """
     wait_s = BACKOFF_MIN_S
-    for _ in range(UNKNOWN_REPEATS_MAX):
+    lost: StorageUnknownError | None = None
+    repeats = 0
+    while True:
         try:
             return await call()
-        except StorageUnknownError:
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 2, BACKOFF_MAX_S)
-    return await call()
+        except StorageUnknownError as error:
+            lost = error
+        except StorageUnavailableError:
+            if lost is None:
+                raise
+        if repeats >= repeats_max:
+            raise lost
+        repeats += 1
+        await asyncio.sleep(wait_s)
+        wait_s = min(wait_s * 2, BACKOFF_MAX_S)
 
 
 class Standing(Protocol):
@@ -263,9 +296,15 @@ class Writer:
 
 def _split(units: list[Unit], bytes_max: int) -> Sequence[Sequence[Unit]]:
     """Cut a batch where its payloads exceed `bytes_max`; a larger unit goes alone."""
-    sizes = [_payload_bytes(unit) for unit in units]
-    if sum(sizes) <= bytes_max:
+    total = 0
+    for unit in units:
+        for checkpoint in unit.checkpoints:
+            total += len(checkpoint.payload)
+        if unit.ending is not None:
+            total += len(unit.ending.payload)
+    if total <= bytes_max:
         return [units]
+    sizes = [_payload_bytes(unit) for unit in units]
     batches: list[list[Unit]] = [[]]
     room = bytes_max
     for unit, size in zip(units, sizes, strict=True):

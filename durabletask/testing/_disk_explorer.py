@@ -21,11 +21,11 @@ Source: ALICE (Pillai et al. 2014), CrashMonkey (Mohan et al. 2018).
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from random import Random
 
-from durabletask.testing._disk_fates import Bounds, Fate, Landed, fates
+from durabletask.testing._disk_fates import Bounds, Fate, Landed, extremes, fates
 from durabletask.testing._disk_folder import SimulatedFolder
 from durabletask.testing._disk_model import CHANGING
 
@@ -35,7 +35,7 @@ Recovered = Mapping[str, Hashable]
 Promise = Mapping[str, frozenset[Hashable]]
 """For each name what may be found of it; None among them: the name may be missing."""
 
-AFTERMATH = Bounds(subsets_max=6, tears_max=3, entries_max=6, states_max=24)
+AFTERMATH = Bounds(subsets_max=6, tears_max=3, entries_max=6, joint_max=12, states_max=24)
 """Of the states that follow from a recovery, of which there are many for each image."""
 
 VIOLATIONS_KEPT = 8
@@ -54,6 +54,7 @@ class Tally:
         torn: States in which a part of it landed.
         interrupted: States in which a recovery was cut.
         served: States after a recovery from the page cache.
+        again: States after a recovery that had ended, which a second recovery must find equal.
         wrong: States that break the promise.
         violations: The first of them, told in full.
     """
@@ -65,13 +66,15 @@ class Tally:
     torn: int = 0
     interrupted: int = 0
     served: int = 0
+    again: int = 0
     wrong: int = 0
     violations: list[str] = field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
         """Add what another exploration did."""
-        for name in ("cuts", "states", "images", "lost", "torn", "interrupted", "served", "wrong"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for each in fields(self):
+            if each.name != "violations":
+                setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
         self.violations = (self.violations + other.violations)[:VIOLATIONS_KEPT]
 
 
@@ -214,14 +217,20 @@ class Explorer:
         outcome = self._known[key] = self._outcome(self._recover(folder))
         if isinstance(outcome.found, str):
             return outcome
-        for left in fates(folder, self._aftermath, self._random):
-            if depth < 2 and self._key(left) != key:
-                then = self._after(left, depth + 1)
-                if then is not outcome:
-                    self._unsure[key] = (
-                        f"a second recovery differs: {_difference(then.found, outcome.found)}"
-                    )
+        if depth == 0:
+            self._once_more(key, outcome, extremes(folder))
         return outcome
+
+    def _once_more(self, key: int, outcome: _Outcome, disks: Iterable[Fate]) -> None:
+        """Fail the power after a recovery has ended; the next one must find the same."""
+        for disk in disks:
+            self.tally.states += 1
+            self.tally.again += 1
+            then = self._after(disk, depth=1)
+            if then is not outcome:
+                self._unsure[key] = (
+                    f"a second recovery differs: {_difference(then.found, outcome.found)}"
+                )
 
     def _interrupt(self, fate: Fate) -> None:
         """Recover a disk and fail the power before each call of that recovery."""
@@ -234,7 +243,9 @@ class Explorer:
                     self._try(again, f"power loss before {call} of a recovery", depth=1)
 
         folder.watch = before
-        self._recover(folder)
+        outcome = self._outcome(self._recover(folder))
+        folder.watch = None
+        self._once_more(self._key(fate), outcome, fates(folder, self._aftermath, self._random))
 
     def _outcome(self, found: Recovered | str) -> _Outcome:
         key: object = found if isinstance(found, str) else frozenset(found.items())

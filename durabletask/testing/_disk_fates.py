@@ -35,12 +35,14 @@ class Bounds:
         subsets_max: Choices of landed sectors for one length and one filling (2 ** 8).
         tears_max: Bytes of the last write at which it is torn.
         entries_max: Choices of landed directory changes.
-        states_max: Images of one cut in all.
+        joint_max: Combinations of what several files hold.
+        states_max: Images of one cut in all; half of them with all directory changes landed.
     """
 
     subsets_max: int = 256
     tears_max: int = 1024
     entries_max: int = 64
+    joint_max: int = 1024
     states_max: int = 8192
 
 
@@ -94,14 +96,40 @@ class Tree(NamedTuple):
 
 def fates(folder: SimulatedFolder, bounds: Bounds, random: Random) -> Iterator[Fate]:
     """Yield every disk that a power loss now may leave, each once per choice that differs."""
-    budget = bounds.states_max
-    for tree in trees(folder, bounds, random):
+    found = list(trees(folder, bounds, random))
+    budget = bounds.states_max // 2 if len(found) > 1 else bounds.states_max
+    for tree in found:
         whole = tree.landed is Landed.ALL
-        for fate in itertools.islice(_files(folder, tree, bounds, random, tears=whole), budget):
-            budget -= 1
-            yield fate
-        if budget <= 0:
-            return
+        yield from itertools.islice(_files(folder, tree, bounds, random, tears=whole), budget)
+        budget = max(1, bounds.states_max // 2 // len(found))
+
+
+def extremes(folder: SimulatedFolder) -> tuple[Fate, ...]:
+    """Return the disk on which all of what is pending landed, and the one where nothing did."""
+    best = _disk(folder, Landed.ALL)
+    worst = _disk(folder, Landed.NONE)
+    return (best,) if best.key == worst.key else (best, worst)
+
+
+def _disk(folder: SimulatedFolder, landed: Landed) -> Fate:
+    whole = landed is Landed.ALL
+    files = {}
+    subfolders = []
+    for name, directory in folder.directories.items():
+        if name and (whole or name not in folder.loose):
+            subfolders.append(name)
+        elif name:
+            continue
+        for base, inode in (directory.seen if whole else directory.durable).items():
+            files[f"{name}/{base}" if name else base] = inode.given if whole else inode.durable
+    return Fate(_key(files, tuple(subfolders)), files, tuple(subfolders), landed)
+
+
+def _key(files: dict[str, bytes], subfolders: tuple[str, ...]) -> int:
+    key = hash(subfolders)
+    for item in files.items():
+        key ^= hash(item)
+    return key
 
 
 def contents(inode: Inode, strays: Sequence[bytes], bounds: Bounds, random: Random) -> Contents:
@@ -266,9 +294,7 @@ def _files(
 ) -> Iterator[Fate]:
     """Yield the disks of one choice of directory changes."""
     settled = {path: inode.durable for path, inode in tree.inodes.items() if not inode.pending}
-    base = hash(tree.subfolders)
-    for item in settled.items():
-        base ^= hash(item)
+    base = _key(settled, tree.subfolders)
     pending = [path for path, inode in tree.inodes.items() if inode.pending]
     if not pending:
         yield Fate(base, settled, tree.subfolders, tree.landed)
@@ -292,24 +318,30 @@ def _files(
 def _chosen(
     choices: list[Contents], bounds: Bounds, random: Random, *, tears: bool
 ) -> Iterator[tuple[Content, ...]]:
-    """Yield one content for each pending file: all combinations, or each file's with few others."""
+    """Yield one content for each pending file: combinations, then each file's with few others."""
     if len(choices) == 1:
         yield from ((content,) for content in choices[0].sectors)
         if tears:
             yield from ((content,) for content in choices[0].tears)
         return
-    if math.prod(len(choice.sectors) for choice in choices) <= bounds.subsets_max:
+    if math.prod(len(choice.sectors) for choice in choices) <= bounds.joint_max // 2:
         yield from itertools.product(*(choice.sectors for choice in choices))
     else:
-        for _ in range(bounds.subsets_max):
+        for _ in range(bounds.joint_max // 2):
             yield tuple(random.choice(choice.sectors) for choice in choices)
-    for place, choice in enumerate(choices):
-        for content in [*choice.sectors, *(choice.tears if tears else ())]:
-            # With the others as they were at best (first) and at worst (second).
-            for other in (0, 1):
-                rest = [found.sectors[min(other, len(found.sectors) - 1)] for found in choices]
-                rest[place] = content
-                yield tuple(rest)
+    single = [
+        (place, content, other)
+        for place, choice in enumerate(choices)
+        for content in (*choice.sectors, *(choice.tears if tears else ()))
+        # With the others as they were at best (first) and at worst (second).
+        for other in (0, 1)
+    ]
+    if len(single) > bounds.joint_max // 2:
+        single = random.sample(single, bounds.joint_max // 2)
+    for place, content, other in single:
+        rest = [found.sectors[min(other, len(found.sectors) - 1)] for found in choices]
+        rest[place] = content
+        yield tuple(rest)
 
 
 def _strays(folder: SimulatedFolder, path: str, inode: Inode) -> list[bytes]:
