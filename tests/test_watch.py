@@ -1,0 +1,193 @@
+"""Waiting for ends: told where the process runs, looked for where it does not."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import pytest
+
+from durabletask._watch import Watch
+from durabletask.errors import (
+    StorageCorruptError,
+    StorageFailedError,
+    StorageUnavailableError,
+    StorageUnknownError,
+    UnknownProcessError,
+)
+from durabletask.storage import Ending, Form, ProcessRow, Snapshot, Status
+from durabletask.testing import VirtualClock, run_virtual
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+ENDED = Ending(Status.COMPLETED, Form.VALUE, b"1")
+
+
+class Shelf:
+    """Rows by id, read in batches; nothing else of a storage is needed here."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, ProcessRow] = {}
+        self.reads: list[int] = []
+        self.error: Exception | None = None
+
+    def put(self, process_id: str, ending: Ending | None = None) -> None:
+        self.rows[process_id] = ProcessRow(
+            process_id=process_id,
+            name="f",
+            input=b"{}",
+            input_digest="d",
+            creation_id="c",
+            status=ending.status if ending else Status.RUNNING,
+            created_at=AT,
+            updated_at=AT,
+            ending=ending,
+        )
+
+    async def read(self, ids: Sequence[str], *, history: bool = False) -> list[Snapshot | None]:
+        self.reads.append(len(ids))
+        if self.error is not None:
+            raise self.error
+        return [Snapshot(self.rows[id]) if id in self.rows else None for id in ids]
+
+
+def watching(shelf: Shelf, here: set[str]) -> Watch:
+    return Watch(shelf, 0.5, here.__contains__)  # type: ignore[arg-type]  # it only reads
+
+
+def test_a_process_that_runs_here_is_told_not_read() -> None:
+    """S2.08: no look at the storage while the process is here."""
+
+    async def main(clock: VirtualClock) -> None:
+        shelf = Shelf()
+        watch = watching(shelf, {"p"})
+        waits = [asyncio.create_task(watch.wait("p")) for _ in range(3)]
+        await asyncio.sleep(100)
+        watch.tell("p", ENDED)
+        assert await asyncio.gather(*waits) == [ENDED] * 3
+        assert shelf.reads == []
+
+    run_virtual(main)
+
+
+def test_one_look_serves_all_waits() -> None:
+    """S2.08, F140: 2,500 waits elsewhere share one look a poll interval, in bounded batches."""
+
+    async def main(clock: VirtualClock) -> None:
+        shelf = Shelf()
+        for n in range(2500):
+            shelf.put(f"p{n}")
+        watch = watching(shelf, set())
+        waits = [asyncio.create_task(watch.wait(f"p{n}")) for n in range(2500)]
+        await asyncio.sleep(10)
+        assert max(shelf.reads) == 1000
+        assert len(shelf.reads) <= 3 * 25
+        for n in range(2500):
+            shelf.put(f"p{n}", ENDED)
+        assert await asyncio.gather(*waits) == [ENDED] * 2500
+        reads = len(shelf.reads)
+        await asyncio.sleep(100)
+        assert len(shelf.reads) == reads
+
+    run_virtual(main)
+
+
+def test_a_process_that_leaves_this_host_is_looked_for() -> None:
+    """S2.08, S3.04: it left without an end (a lost lease): the wait goes on elsewhere."""
+
+    async def main(clock: VirtualClock) -> None:
+        shelf, here = Shelf(), {"p"}
+        shelf.put("p")
+        watch = watching(shelf, here)
+        wait = asyncio.create_task(watch.wait("p"))
+        await asyncio.sleep(10)
+        here.clear()
+        watch.tell("p", None)
+        await asyncio.sleep(10)
+        assert not wait.done()
+        shelf.put("p", ENDED)
+        assert await wait == ENDED
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("error", [StorageUnavailableError("down"), StorageUnknownError("lost")])
+def test_an_outage_only_makes_the_wait_longer(error: Exception) -> None:
+    """F009: result() does not fail because the storage is away for a while."""
+
+    async def main(clock: VirtualClock) -> None:
+        shelf = Shelf()
+        shelf.put("p", ENDED)
+        shelf.error = error
+        watch = watching(shelf, set())
+        wait = asyncio.create_task(watch.wait("p"))
+        await asyncio.sleep(600)
+        assert not wait.done()
+        shelf.error = None
+        assert await wait == ENDED
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize(
+    "error", [StorageFailedError("gone"), StorageCorruptError("bad"), OSError("odd")]
+)
+def test_what_does_not_pass_is_told(error: Exception) -> None:
+    """F009: an error that waiting cannot heal ends the waits, whatever its class."""
+
+    async def main(clock: VirtualClock) -> None:
+        shelf = Shelf()
+        shelf.error = error
+        watch = watching(shelf, set())
+        with pytest.raises(type(error)):
+            await asyncio.wait_for(watch.wait("p"), 60)
+
+    run_virtual(main)
+
+
+def test_an_unknown_id_does_not_fail_its_neighbours() -> None:
+    """UnknownProcessError for the one, the other waits on."""
+
+    async def main(clock: VirtualClock) -> None:
+        shelf = Shelf()
+        shelf.put("known")
+        watch = watching(shelf, set())
+        known = asyncio.create_task(watch.wait("known"))
+        with pytest.raises(UnknownProcessError, match="'nobody'"):
+            await watch.wait("nobody")
+        shelf.put("known", ENDED)
+        assert await known == ENDED
+
+    run_virtual(main)
+
+
+def test_a_wait_that_is_given_up_leaves_nothing() -> None:
+    """F140: a cancelled wait stops the looking when it was the last."""
+
+    async def main(clock: VirtualClock) -> None:
+        shelf = Shelf()
+        shelf.put("p")
+        watch = watching(shelf, set())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(watch.wait("p"), 5)
+        await asyncio.sleep(5)
+        reads = len(shelf.reads)
+        await asyncio.sleep(100)
+        assert len(shelf.reads) == reads
+        assert watch._waiters == {}
+
+    run_virtual(main)
+
+
+def test_closing_ends_every_wait() -> None:
+    """S1.14: close(error) ends all waits with it."""
+
+    async def main(clock: VirtualClock) -> None:
+        shelf = Shelf()
+        shelf.put("p")
+        watch = watching(shelf, {"here"})
+        waits = [asyncio.create_task(watch.wait(id)) for id in ("p", "here")]
+        await asyncio.sleep(1)
+        await watch.close(StorageFailedError("closed"))
+        for result in await asyncio.gather(*waits, return_exceptions=True):
+            assert isinstance(result, StorageFailedError)
+
+    run_virtual(main)

@@ -1,0 +1,131 @@
+"""Uses that both type checkers accept, with the types that they must see. Never run."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from typing import assert_type
+from uuid import UUID, uuid4
+
+from durabletask import (
+    DelayResult,
+    DurableCall,
+    MemoryStorage,
+    Process,
+    ProcessClient,
+    ProcessHandle,
+    ProcessHost,
+    ProcessInfo,
+    RetryPolicy,
+    Status,
+    Step,
+    Var,
+    current_step,
+)
+from durabletask.errors import StepError
+from durabletask.storage import ProcessStorage
+from durabletask.testing import VirtualClock, run_virtual
+
+
+@dataclass
+class Approval:
+    by: str
+
+
+class Bank:
+    async def transfer(self, source: str, amount: Decimal) -> UUID: ...  # type: ignore[empty-body]
+
+    def balance(self, account: str) -> Decimal:
+        return Decimal(account)
+
+
+bank = Bank()
+
+
+async def fetch(url: str, tries: int) -> bytes:
+    return url.encode() * tries
+
+
+async def ping() -> None: ...
+
+
+def parse(text: bytes) -> list[int]:
+    return list(text)
+
+
+host = ProcessHost(MemoryStorage(), errors=[StepError], types=[Approval], retry=RetryPolicy())
+
+
+@host.process
+async def transfer(proc: Process, source: str, amount: Decimal) -> str:
+    call = proc.do("debit", bank.transfer, source, amount)
+    assert_type(call, DurableCall[UUID])
+    assert_type(await call, UUID)
+    assert_type(await proc.do("balance", bank.balance, source), Decimal)
+    assert_type(await proc.do("fetch", fetch, "x", 3, retry=RetryPolicy(attempts_max=None)), bytes)
+    assert_type(await proc.do("parse", parse, b"x", timeout=timedelta(seconds=1)), list[int])
+    assert_type(await proc.do("ping", ping, timeout=1.5), None)
+    fixed: Callable[[], Decimal] = partial(bank.balance, account=source)
+    assert_type(await proc.do("partial", fixed), Decimal)
+
+    assert_type(await proc.get("id", uuid4), UUID)
+    assert_type(await proc.get("async", ping), None)
+    assert_type(await proc.get("value", 5), int)
+    assert_type(await proc.get("typed", {"by": "x"}, type=Approval), Approval)
+
+    counter = await proc.var("n", 0)
+    assert_type(counter, Var[int])
+    assert_type(counter.value, int)
+    await counter.set(counter.value + 1)
+
+    assert_type(await proc.delay("pause", timedelta(days=30)), DelayResult)
+    assert_type(await proc.delay("until", datetime(2030, 1, 1, tzinfo=UTC)), DelayResult)
+    assert_type(await proc.event("approved", Approval, timeout=timedelta(days=2)), Approval)
+    assert_type(await proc.event("number", int, key="second"), int)
+    async for approval in proc.events("more", Approval):
+        assert_type(approval, Approval)
+        break
+
+    first, second = await asyncio.gather(proc.do("a", fetch, "a", 1), proc.do("b", parse, b""))
+    assert_type(first, bytes)
+    assert_type(second, list[int])
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(proc.do("c", parse, b""))
+    assert_type(task.result(), list[int])
+    assert_type(await asyncio.wait_for(proc.do("d", parse, b""), 5), list[int])
+    assert_type(current_step(), Step)
+    assert_type(proc.idempotency_key("debit"), str)
+    return approval.by if False else source
+
+
+@host.process(name="renamed", retry=RetryPolicy(delay_s=5))
+async def short(proc: Process) -> int:
+    return 1
+
+
+async def outside() -> None:
+    async with host:
+        handle = await host.spawn(transfer, "transfer/1", "alice", Decimal(10), tags={"a": "b"})
+        assert_type(handle, ProcessHandle[str])
+        assert_type(await handle.result(timeout=5), str)
+        assert_type(await host.get(short, "x").result(), int)
+        assert_type(await host.spawn(short, "x"), ProcessHandle[int])
+        await host.raise_event("transfer/1", "approved", Approval("carol"), event_id="1")
+        await handle.raise_event("approved")
+        assert_type(await handle.info(), ProcessInfo)
+        async for info in host.list(status=[Status.FAILED, "waiting"], prefix="x"):
+            assert_type(info.status, Status)
+    async with ProcessClient(MemoryStorage(), processes=[transfer]) as client:
+        await client.spawn(transfer, "transfer/1", "alice", Decimal(10))
+
+
+storage: ProcessStorage = MemoryStorage()
+
+
+async def main(clock: VirtualClock) -> int:
+    return 1
+
+
+assert_type(run_virtual(main), int)

@@ -1,0 +1,66 @@
+"""Uses that both type checkers refuse, each at its line. Never run.
+
+mypy reports an ignore that hides nothing; that pyright refuses the same lines
+and no others is for `tests/test_typing.py` to say.
+"""
+
+from datetime import timedelta
+from decimal import Decimal
+
+from durabletask import MemoryStorage, Process, ProcessHost, RetryPolicy
+
+host = ProcessHost(MemoryStorage())
+
+
+async def add(a: int, b: int) -> int:
+    return a + b
+
+
+def text(n: int) -> str:
+    return str(n)
+
+
+@host.process
+async def process(proc: Process, amount: Decimal) -> str:
+    await proc.do("too few", add, 1)  # type: ignore[arg-type]
+    await proc.do("too many", add, 1, 2, 3)  # type: ignore[call-arg,arg-type]
+    await proc.do("wrong type", text, "5")  # type: ignore[arg-type]
+    await proc.do("no function", 5)  # type: ignore[call-overload]
+    await proc.do("a call", add(1, 2))  # type: ignore[call-overload]
+    await proc.do(5, add, 1, 2)  # type: ignore[call-overload]
+    await proc.do("option", add, 1, 2, retries=5)  # type: ignore[call-overload]
+    total = await proc.do("result", add, 1, 2)
+    result: str = total  # type: ignore[assignment]
+    five = await proc.get("value", 5)
+    value: str = five  # type: ignore[assignment]
+    counter = await proc.var("counter", 0)
+    await counter.set("text")  # type: ignore[arg-type]
+    counter.value = 5  # type: ignore[misc]
+    await proc.delay("seconds", 5)  # type: ignore[arg-type]
+    got = await proc.event("number", int)
+    number: str = got  # type: ignore[assignment]
+    await proc.event("key", int, "k")  # type: ignore[call-overload]
+    for _ in proc.events("number", int):  # type: ignore[attr-defined]
+        pass
+    proc.id = "other"  # type: ignore[misc]
+    return 5 if value else result + number  # type: ignore[return-value]
+
+
+@host.process  # type: ignore[type-var]
+def not_async(proc: Process) -> None: ...
+
+
+async def outside() -> None:
+    await host.spawn(process, "p")  # type: ignore[arg-type]
+    await host.spawn(process, "p", "5")  # type: ignore[arg-type]
+    await host.spawn(process, 5, Decimal(5))  # type: ignore[arg-type]
+    handle = await host.spawn(process, "p", Decimal(5))
+    wrong: int = await handle.result()  # type: ignore[assignment]
+    await host.get(process).result()  # type: ignore[call-overload]
+    await handle.raise_event(5)  # type: ignore[arg-type]
+    RetryPolicy(give_up_on=ValueError)  # type: ignore[arg-type]
+    RetryPolicy(3)  # type: ignore[call-arg]
+    ProcessHost(MemoryStorage(), errors=[int])  # type: ignore[list-item]
+    ProcessHost("folder")  # type: ignore[arg-type]
+    await host.stop(drain_s=timedelta(5))  # type: ignore[arg-type]
+    print(wrong)
