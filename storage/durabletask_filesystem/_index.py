@@ -129,10 +129,11 @@ class Index:
         """Return the state of the touched processes that had not finished."""
         return _decode_live(self._live)
 
-    def entries(self) -> tuple[list[int], ...]:
-        """Return all that can be looked up, to be compared with another."""
-        parts = self._hashes, self._last, self._born, self.birth_times, self.birth_offsets
-        return tuple(list(part) for part in parts)
+    def entries(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Return all records that can be looked up, to be compared with another index."""
+        records = zip(self._hashes, self._last, self._born, strict=True)
+        births = zip(self.birth_times, self.birth_offsets, strict=True)
+        return [each for each in records if each[1]], list(births)
 
     def find(self, wanted: int) -> list[tuple[int, int]]:
         """Return (last offset, creation offset or 0) for each entry of a hash; nearly always one.
