@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from random import Random
 from typing import Any, Concatenate, ParamSpec
 
-from durabletask import MemoryStorage, ProcessHost
-from durabletask.errors import StorageUnavailableError
+import pytest
+
+from durabletask import MemoryStorage, Process, ProcessHost, Status
+from durabletask.errors import ProcessQuarantinedError, StorageUnavailableError
 from durabletask.storage import (
     Claims,
     Created,
@@ -252,3 +254,31 @@ async def settle(rounds: int = 200) -> None:
     """Let everything that is ready run, without letting time pass."""
     for _ in range(rounds):
         await asyncio.sleep(0)
+
+
+async def quarantined(world: World, process: Any, match: str, **options: Any) -> str:
+    """Run process "p" on a new host until it is set aside; return the message."""
+    async with world.host(process, **options) as host:
+        handle = host.get("p")
+        with pytest.raises(ProcessQuarantinedError, match=match) as caught:
+            await handle.result()
+        info = await handle.info()
+        assert info.status is Status.QUARANTINED
+        assert info.error is not None
+        assert info.error.__class__ is caught.value.__cause__.__class__
+    return str(caught.value)
+
+
+def watched(body: Any, seen: list[str]) -> Any:
+    """Return a process function that would compensate if the mistake reached it."""
+
+    async def process(proc: Process) -> Any:
+        try:
+            return await body(proc)
+        except Exception as error:
+            seen.append(f"{type(error).__name__}")
+            raise
+        finally:
+            await proc.do("compensation", asyncio.sleep, 0)
+
+    return process
