@@ -26,7 +26,7 @@ from durabletask._limits import Limits
 from durabletask._model import Created, Delivered, NewProcess
 from durabletask._observe import Observer
 from durabletask._retry import RetryPolicy
-from durabletask._session import Config, Session
+from durabletask._session import CLOSE_S, Config, Session
 from durabletask._storage import ProcessStorage
 from durabletask._writer import BACKOFF_MAX_S, BACKOFF_MIN_S
 
@@ -203,7 +203,11 @@ class ProcessHost(ProcessClient):
                 await self._session.drain(drain_s)
             await self._session.close()
         await self._watch.close(HostStateError("the host has stopped"))
-        await self.storage.close()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self.storage.close()
+        except TimeoutError:
+            _log.warning("the storage did not close within %.0f s; left as it is", CLOSE_S)
         self._state = _State.STOPPED
 
     async def _open_session(self) -> Session:

@@ -125,8 +125,9 @@ class Reader:
 
     def history(self, snapshot: Snapshot) -> list[HistoryEntry]:
         """Describe a history, checkpoints and events in the order they were recorded."""
-        entries = [self._checkpoint(checkpoint) for checkpoint in snapshot.checkpoints]
-        entries += [self._event(event) for event in snapshot.events]
+        # Events first: one that is taken in the instant of its arrival was raised before.
+        entries = [self._event(event) for event in snapshot.events]
+        entries += [self._checkpoint(checkpoint) for checkpoint in snapshot.checkpoints]
         entries.sort(key=lambda entry: entry.at)
         return entries
 

@@ -117,3 +117,17 @@ async def keep_renewed(
         except (LeaseLostError, StorageFailedError) as error:
             on_broken(error)
             return
+        except Exception as error:  # noqa: BLE001  (a storage that breaks its contract is failed)
+            on_broken(contract_broken(error))
+            return
+
+
+def contract_broken(error: Exception) -> StorageFailedError:
+    """Return what a host makes of an exception that no storage may raise.
+
+    The outcome is unknown, and no error of a driver may reach user code, which
+    would compensate for it.
+    """
+    failed = StorageFailedError(f"the storage raised {type(error).__name__}: {error}")
+    failed.__cause__ = error
+    return failed

@@ -399,9 +399,9 @@ async def _plain_step(
     token = STEP.set(_steps.Step(run, key, NO_INDEX, 1, None))
     try:
         payload, value = shape.record(await fn(*args), "result")
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as error:
         STEP.reset(token)
-        run.interrupt()  # the program ends, not the step
+        run.leave_program(error)
         raise
     except _steps.OUTCOMES as error:
         STEP.reset(token)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from durabletask._errors import InvalidArgumentError
 
+WAIT_MAX_S = 1e9
+"""Thirty years: longer waits leave the calendar and help nobody."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
@@ -53,6 +56,17 @@ class RetryPolicy:
                 raise InvalidArgumentError(f"{name} is {number}; a finite number from {low} up")
         if self.jitter > 1:
             raise InvalidArgumentError(f"jitter is {self.jitter}; a fraction from 0 to 1")
+        if not isinstance(self.give_up_on, tuple) or not all(
+            isinstance(cls, type) and issubclass(cls, BaseException) for cls in self.give_up_on
+        ):
+            raise InvalidArgumentError(
+                f"give_up_on is {self.give_up_on!r}",
+                hint="a tuple of exception classes: give_up_on=(ValueError,)",
+            )
+        if self.retry_if is not None and not callable(self.retry_if):
+            raise InvalidArgumentError(
+                f"retry_if is {self.retry_if!r}", hint="a function that takes the exception"
+            )
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise InvalidArgumentError(f"timeout_s is {self.timeout_s}; more than 0, or None")
 
@@ -77,7 +91,7 @@ class RetryPolicy:
         exponent = attempt - 1
         too_large = exponent * math.log(self.factor) > 700
         grown = math.inf if too_large else self.delay_s * self.factor**exponent
-        wait = min(grown, self.delay_max_s) if self.delay_s else 0.0
+        wait = min(grown, self.delay_max_s, WAIT_MAX_S) if self.delay_s else 0.0
         wait *= 1 - self.jitter * random
         if self.timeout_s is not None and elapsed_s + wait > self.timeout_s:
             return None

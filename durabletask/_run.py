@@ -8,7 +8,7 @@ is (`_steps`, `_waits`) and who started the run (`_runner`).
 import asyncio
 import logging
 from asyncio import current_task
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -94,6 +94,7 @@ class Services:
     """What a host lends to all its runs."""
 
     host_id: str
+    runs: Mapping[str, "Run"]
     loop: asyncio.AbstractEventLoop
     thread: int
     writer: Writer
@@ -126,6 +127,7 @@ class Run:
         "_wake_at",
         "begun_at",
         "epoch",
+        "fatal",
         "gated",
         "generation",
         "incarnation",
@@ -159,6 +161,8 @@ class Run:
         self.steps = 0
         """Steps in flight: their outcome is not recorded yet."""
         self.quarantine_error: Exception | None = None
+        self.fatal: BaseException | None = None
+        """What ends the program: raised again whatever user code makes of it."""
         self.unwound = False
         """User code has ended; what the task still does must not be cancelled."""
         self._input = row.input
@@ -182,7 +186,9 @@ class Run:
     @property
     def interrupted(self) -> bool:
         """Whether nothing may be recorded any more because the run unwinds."""
-        return self._phase is Phase.INTERRUPTED
+        # A writer that is being cancelled, by nobody we know: the loop is shutting down around
+        # a host that was never stopped, and every task of it meets a CancelledError.
+        return self._phase is Phase.INTERRUPTED or self.services.writer.task.cancelling() > 0
 
     async def pass_gate(self, kind: Kind, key: str, index: int = NO_INDEX) -> None:
         """Refuse or hold back a call that may not begin now.
@@ -230,18 +236,40 @@ class Run:
         services = self.services
         # On this thread, and in a task of this loop: the same as asking for the running loop,
         # which asks for the pid each time.
-        if get_ident() != services.thread or current_task(services.loop) is None:
+        task = current_task(services.loop)
+        if get_ident() != services.thread or task is None:
             raise WrongContextError(
                 f"key {key!r} of process {self.process_id!r} was used on another loop or thread",
                 hint="make durable calls in the process function or in tasks that it creates",
             )
+        if services.writer.task.cancelling():
+            raise ProcessInterrupted
+        if task is not self.task:
+            self._check_owner(key, task)
         step = STEP.get()
-        if step is not None and step.run is self:
-            raise self.quarantine(
-                NestedCallError(
-                    f"key {key!r} was used inside the body of a step",
-                    hint="return from the step first; steps do not nest",
-                )
+        if step is None:
+            return
+        if step.run is not self:
+            raise WrongContextError(
+                f"key {key!r} of process {self.process_id!r} was used inside a step of process "
+                f"{step.run.process_id!r}",
+                hint="a Process is for its own function only; send the other one an event",
+            )
+        raise self.quarantine(
+            NestedCallError(
+                f"key {key!r} was used inside the body of a step",
+                hint="return from the step first; steps do not nest",
+            )
+        )
+
+    def _check_owner(self, key: str, task: "asyncio.Task[Any]") -> None:
+        """Refuse a call in another process's function; its tasks are named after it."""
+        other = self.services.runs.get(task.get_name())
+        if other is not None and other is not self and other.task is task:
+            raise WrongContextError(
+                f"key {key!r} of process {self.process_id!r} was used in process "
+                f"{other.process_id!r}",
+                hint="a Process is for its own function only; send the other one an event",
             )
 
     def unseal(self, held: Checkpoint, shape: Shape) -> Any:
@@ -335,7 +363,7 @@ class Run:
 
     def check_interrupted(self) -> None:
         """Raise ProcessInterrupted if nothing may be recorded any more."""
-        if self._phase is Phase.INTERRUPTED:
+        if self.interrupted:
             raise ProcessInterrupted
 
     def held(self, outcome: UnitOutcome, checkpoint: Checkpoint | None) -> Checkpoint:
@@ -455,6 +483,11 @@ class Run:
             self.quarantine_error = error
             self.interrupt()
         return ProcessInterrupted(str(error))
+
+    def leave_program(self, error: BaseException) -> None:
+        """Take note of a SystemExit or KeyboardInterrupt; it ends the program, not the process."""
+        self.fatal = error
+        self.interrupt()
 
     def interrupt(self) -> None:
         """Unwind the run: from now on nothing is recorded, and every durable call raises."""
@@ -581,7 +614,7 @@ class Run:
         if count == limits.steps_warn:
             _log.warning(
                 "process %s has %d checkpoints; every resume recalls them all",
-                self.process_id,
+                ascii(self.process_id),
                 count,
                 extra={"process_id": self.process_id},
             )

@@ -37,12 +37,13 @@ async def execute(run: Run, definition: Definition) -> Ending | None:
             value = await body
         except OUTCOMES as error:
             ending = _raised(run, error)
-        except (KeyboardInterrupt, SystemExit):
-            run.interrupt()  # the program ends, not the process
-            raise
+        except (KeyboardInterrupt, SystemExit) as error:
+            run.leave_program(error)
         else:
             ending = _returned(run, definition, value)
     run.unwound = True
+    if run.fatal is not None:
+        raise run.fatal
     if run.quarantine_error is not None:
         ending = _set_aside(run, run.quarantine_error)
     if ending is None or not await run.conclude(ending):
@@ -120,7 +121,7 @@ async def unwind(run: Run) -> None:
                 "process %s (%s) swallows its cancellation and does not end; nothing that it "
                 "does is recorded. Let asyncio.CancelledError pass.",
                 ascii(run.process_id),
-                run.name,
+                ascii(run.name),
                 extra={"process_id": run.process_id, "process_name": run.name},
             )
 

@@ -28,7 +28,7 @@ from durabletask._errors import (
     StorageUnknownError,
 )
 from durabletask._failure import Failures
-from durabletask._lease import Trust, keep_renewed
+from durabletask._lease import Trust, contract_broken, keep_renewed
 from durabletask._limits import Limits
 from durabletask._model import (
     Claimed,
@@ -57,6 +57,9 @@ POLL_MIN_S = 0.02
 RELEASE_PAUSE_S = 1.0
 """How long a process rests whose run the storage refused."""
 CREATE_MAX = 1_000
+IDS_NAMED_MAX = 10
+CLOSE_S = 5.0
+"""How long a stop waits for a storage that does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,24 +147,36 @@ class Session:
     async def drain(self, drain_s: float) -> None:
         """Begin nothing more; let steps in flight finish and be recorded, then interrupt."""
         self._draining = True
-        # The lease is renewed until the end: a drain may take longer than its time.
-        await self._end_tasks([self._claiming])
-        for run in list(self.runs.values()):
-            run.drain()
-        tasks = [run.task for run in self.runs.values() if run.task is not None]
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=drain_s)
-            if late:
-                names = [ascii(run.process_id) for run in self.runs.values()]
-                _log.warning(
-                    "drain: %d processes had steps in flight after %.1f s, which run again: %s",
-                    len(late),
-                    drain_s,
-                    ", ".join(sorted(names)[:10]),
-                )
+        try:
+            # The lease is renewed until the end: a drain may take longer than its time.
+            await self._end_tasks([self._claiming])
+            for run in list(self.runs.values()):
+                run.drain()
+            await self._wait_steps(drain_s)
             await self._interrupt_all()
-        await self._creations.wait_idle()
-        await self._writer.wait_idle()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await self._creations.wait_idle()
+                    await self._writer.wait_idle()
+        except asyncio.CancelledError:
+            # A second signal, or a caller that gives up: what is held back must not hang.
+            for run in list(self.runs.values()):
+                run.interrupt()
+            raise
+
+    async def _wait_steps(self, drain_s: float) -> None:
+        tasks = [run.task for run in self.runs.values() if run.task is not None]
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=drain_s)
+        if late:
+            names = sorted(ascii(run.process_id) for run in self.runs.values())
+            _log.warning(
+                "drain: %d processes had steps in flight after %.1f s, which run again: %s",
+                len(late),
+                drain_s,
+                ", ".join(names[:IDS_NAMED_MAX]),
+            )
 
     async def close(self) -> None:
         """End the session at once; what it still holds is for others to claim."""
@@ -176,8 +191,15 @@ class Session:
         await self._writer.close(error)
         self._threads.shutdown(wait=False, cancel_futures=True)
         if not self.broken.done():
-            with suppress(StorageUnavailableError, StorageUnknownError, LeaseLostError):
+            await self._close_lease()
+
+    async def _close_lease(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_S):
                 await self._config.storage.close_lease(self.lease)
+        except (StorageError, TimeoutError) as error:
+            # It ends by itself then; stopping must not depend on a storage that does not answer.
+            _log.warning("the lease of host %s was not given back: %s", self.lease.host_id, error)
 
     def forget_after_fork(self) -> None:
         """Refuse everything in a forked child: the lease and the sockets are the parent's."""
@@ -208,8 +230,11 @@ class Session:
                 wait_s = min(wait_s * 2, BACKOFF_MAX_S)
                 # With the same id: what a claim took whose answer was lost is ours to run.
                 continue
-            except StorageError as error:
+            except (LeaseLostError, StorageFailedError) as error:
                 self._break(error)
+                return
+            except Exception as error:  # noqa: BLE001  (a storage that breaks its contract)
+                self._break(contract_broken(error))
                 return
             wait_s = BACKOFF_MIN_S
             claim_id = self._new_id()
@@ -334,6 +359,7 @@ class Session:
         config = self._config
         return Services(
             host_id=self.lease.host_id,
+            runs=self.runs,
             loop=self._loop,
             thread=get_ident(),
             writer=self._writer,
@@ -376,7 +402,7 @@ class Session:
                 _log.error(
                     "stop: %d processes do not end; they are left behind: %s",
                     len(stuck),
-                    ", ".join(sorted(ascii(task.get_name()) for task in stuck)[:10]),
+                    ", ".join(sorted(ascii(task.get_name()) for task in stuck)[:IDS_NAMED_MAX]),
                 )
         await self._end_tasks(list(self._unwinding))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Callable
 from contextvars import copy_context
 from datetime import datetime, timedelta
@@ -23,6 +24,8 @@ from durabletask._notes import RETRY_ERRORS_MAX, RetryNote, encode
 from durabletask._observe import Phase, StepChange, tell
 from durabletask._retry import RetryPolicy
 from durabletask._run import STEP, Run
+
+_log = logging.getLogger("durabletask")
 
 OUTCOMES = (Exception, asyncio.CancelledError, BaseExceptionGroup)
 """What may leave a body as its outcome. A TaskGroup puts an interrupt that it meets into a group
@@ -163,9 +166,9 @@ class StepRun:
         self._tell(attempt, Phase.STARTED)
         try:
             value = await self._body()
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit) as error:
             STEP.reset(token)
-            run.interrupt()  # the program ends, not the step
+            run.leave_program(error)
             raise
         except OUTCOMES:
             STEP.reset(token)
@@ -198,7 +201,13 @@ class StepRun:
             return None
         now = services.now()
         elapsed_s = (now - first_at).total_seconds()
-        wait_s = self._retry.wait_s(attempt, error, elapsed_s, services.random.random())
+        try:
+            wait_s = self._retry.wait_s(attempt, error, elapsed_s, services.random.random())
+        except Exception:  # noqa: BLE001  (a fault of `retry_if` must not lose the step's failure)
+            _log.exception(
+                "retry_if of key %s raised; there is no further attempt", ascii(self._key)
+            )
+            return None
         if wait_s is None:
             return None
         earlier = note.errors if note else ()

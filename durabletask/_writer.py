@@ -17,6 +17,7 @@ from durabletask._errors import (
     StorageUnavailableError,
     StorageUnknownError,
 )
+from durabletask._lease import contract_broken
 from durabletask._model import Lease, Unit, UnitOutcome
 from durabletask._storage import ProcessStorage
 
@@ -52,7 +53,7 @@ class GroupCommit(Generic[T, R]):
         self._late: WeakKeyDictionary[asyncio.Future[R], _Outcome[R]] = WeakKeyDictionary()
         self._wake: asyncio.Future[None] | None = None
         self._broken: BaseException | None = None
-        self._task = self._loop.create_task(self._run(), name="durabletask group commit")
+        self.task = self._loop.create_task(self._run(), name="durabletask group commit")
 
     def submit(self, item: T) -> "asyncio.Future[R]":
         """Add an item to the next batch and return the future of its answer.
@@ -98,8 +99,8 @@ class GroupCommit(Generic[T, R]):
     async def close(self, error: BaseException) -> None:
         """Send nothing any more; whoever still waits, and every later item, meets `error`."""
         self.abandon(error)
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        self.task.cancel()
+        await asyncio.wait([self.task])
 
     def abandon(self, error: BaseException) -> None:
         """Send nothing from now on; everybody meets `error`."""
@@ -135,6 +136,7 @@ class GroupCommit(Generic[T, R]):
                         else:
                             self._settle(answer, _Outcome(outcome, None))
                 self._in_flight = []
+                del items, answers  # they would stay until the next batch, which may be far
         except asyncio.CancelledError:
             self.abandon(asyncio.CancelledError("the host's loop is shutting down"))
             raise
@@ -242,6 +244,7 @@ class Writer:
         self._on_broken = on_broken
         self._restless: list[Standing] = []
         self._group = GroupCommit(self._flush, units_max, self._ask_standing)
+        self.task = self._group.task
         self.submit = self._group.submit
         self.follow = self._group.follow
         self.close = self._group.close
@@ -287,9 +290,7 @@ class Writer:
                 self._on_broken(error)
                 raise
             except Exception as error:
-                # A storage that breaks its contract: the outcome is unknown, and no error of
-                # its own may reach user code, which would compensate for it.
-                failed = StorageFailedError(f"the storage raised {type(error).__name__}: {error}")
+                failed = contract_broken(error)
                 self._on_broken(failed)
                 raise failed from error
 
