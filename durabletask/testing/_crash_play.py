@@ -62,6 +62,7 @@ class Program:
         survivor: Makes what its storage lies on.
         latency_s: Of each storage call and of each answer.
         downtime_s: Time between a death and the next start.
+        restarts: How often it is started again after it has come to its end.
     """
 
     host: Callable[[ProcessStorage, VirtualClock, Random], ProcessHost]
@@ -69,6 +70,7 @@ class Program:
     survivor: Callable[[VirtualClock], Survivor] = InMemory
     latency_s: float = 0.0
     downtime_s: float = 0.0
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +185,10 @@ def play(
         except RuntimeError as error:
             # The loop's own: a deadlock in virtual time, or no end of callbacks.
             story.problem = str(error)
-        if life.death is None:
+        if life.death is not None:
+            survivor.crashed()
+        elif len(story.lives) - story.deaths > program.restarts:
             break
-        survivor.crashed()
         clock.advance(program.downtime_s)
     story.snapshots = read_all(survivor.open(), clock)
     return story

@@ -18,7 +18,7 @@ from durabletask import Process, ProcessHost, RetryPolicy, current_step
 from durabletask.errors import EventTimeoutError, ProcessFailedError, StepError
 from durabletask.storage import ProcessStorage
 from durabletask.testing import VirtualClock
-from durabletask.testing.crash import InMemory, Program, Search, Survivor
+from durabletask.testing.crash import InMemory, LifeWitness, Program, Search, Survivor
 from tests.crash.world import World, steady
 
 Fn = Callable[..., Coroutine[Any, Any, Any]]
@@ -356,6 +356,8 @@ def search(
     survivor: Callable[[VirtualClock], Survivor] = InMemory,
     latency_s: float = 0.0,
     downtime_s: float = 1.0,
+    witness: LifeWitness | None = None,
+    restarts: int = 0,
 ) -> Search:
     """Return a search for the points at which a scenario breaks a promise."""
     world = World()
@@ -374,5 +376,6 @@ def search(
         survivor=survivor,
         latency_s=latency_s,
         downtime_s=downtime_s,
+        restarts=restarts,
     )
-    return Search(program, reset=world.reset, witness=world.witness, judge=world.judge)
+    return Search(program, reset=world.reset, witness=witness or world.witness, judge=world.judge)

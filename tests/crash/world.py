@@ -29,7 +29,7 @@ Place = tuple[str, str, int]
 class Ran:
     """The body of a step began."""
 
-    life: int
+    epoch: int
     at: Place
     attempt: int
 
@@ -70,11 +70,13 @@ class World:
     host: ProcessHost | None = None
     """Of the present life."""
     life: int = 1
+    lost_leases: int = 0
+    stopped: int = 0
 
     def reset(self) -> None:
         """Forget everything, for the next run."""
         self.trace = []
-        self.life = 0
+        self.life = self.lost_leases = self.stopped = 0
 
     # --- for process functions ---------------------------------------------------------------
 
@@ -82,7 +84,7 @@ class World:
         """Have the effect of a step."""
         step = current_step()
         place = step.process_id, step.key, step.index
-        self.trace.append(Ran(self.life, place, step.attempt))
+        self.trace.append(Ran(step.run.epoch, place, step.attempt))
         return value
 
     async def effect(self, value: T) -> T:
@@ -119,13 +121,13 @@ class World:
 
     # --- for the harness ---------------------------------------------------------------------
 
-    def witness(self, life: int, call: StorageCall, arguments: Any, answer: Any) -> None:
+    def witness(self, _life: int, call: StorageCall, arguments: Any, answer: Any) -> None:
         """Note what the storage has done."""
         if call.method != "commit":
             return
         for unit, outcome in zip(arguments, answer, strict=True):
             if outcome == DONE:
-                self._note(life, unit)
+                self._note(self.life, unit)
 
     def _note(self, life: int, unit: Unit) -> None:
         written = unit.epoch, unit.seq
@@ -138,7 +140,7 @@ class World:
     def judge(self, story: Story) -> Sequence[str]:
         """Return every broken promise."""
         return [
-            *self._repeated(story.deaths),
+            *self._repeated(story.deaths + self.lost_leases),
             *self._after_the_record(),
             *self._without_cause(),
             *self._changed(),
@@ -153,9 +155,9 @@ class World:
         return (each for each in self.trace if isinstance(each, sort))
 
     def _repeated(self, deaths: int) -> Iterator[str]:
-        """G4: in one life a step starts once an attempt; in all, once more for each death."""
-        lives = Counter((ran.life, ran.at, ran.attempt) for ran in self._all(Ran))
-        yield from (f"G4 {each} ran {count} times" for each, count in lives.items() if count > 1)
+        """G4: in one epoch a step starts once an attempt; in all, once more for each death."""
+        epochs = Counter((ran.epoch, ran.at, ran.attempt) for ran in self._all(Ran))
+        yield from (f"G4 {each} ran {count} times" for each, count in epochs.items() if count > 1)
         total = Counter((ran.at, ran.attempt) for ran in self._all(Ran))
         for each, count in total.items():
             if count > 1 + deaths:
