@@ -271,6 +271,7 @@ async def test_a_quarantined_process_is_left_alone(world: World) -> None:
         handle = await host.spawn(process, "p")
         with pytest.raises(ProcessQuarantinedError):
             await handle.result()
+        await asyncio.sleep(1)
         await handle.raise_event("kept", 1)
     epoch = world.row("p").epoch
     async with world.host(process) as again:

@@ -195,8 +195,8 @@ async def test_waits_that_time_out_leave_nothing_behind(world: World) -> None:
         handle = await host.spawn(process, "p")
         await asyncio.sleep(400)
         assert host._session is not None
-        waiters = host._session.runs["p"].mailbox._waiters or {}
-        assert len(waiters.get("e", ())) <= 1
+        line = host._session.runs["p"].mailbox._line or {}
+        assert len(line.get("e", ())) <= 1
         await handle.raise_event("go")
         await handle.result()
 
