@@ -8,21 +8,16 @@ is (`_steps`, `_waits`) and who started the run (`_runner`).
 import asyncio
 import logging
 from asyncio import current_task
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
-from random import Random
 from threading import get_ident
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from durabletask import _notes
-from durabletask._callable import Callables
-from durabletask._codec import Codec, Shape
+from durabletask._codec import Shape
 from durabletask._errors import (
     DecodeError,
     LimitExceededError,
@@ -33,10 +28,7 @@ from durabletask._errors import (
     StorageError,
     WrongContextError,
 )
-from durabletask._failure import Failures
 from durabletask._journal import Journal
-from durabletask._lease import Trust
-from durabletask._limits import Limits
 from durabletask._mailbox import Mailbox
 from durabletask._model import (
     DONE,
@@ -51,10 +43,8 @@ from durabletask._model import (
     Unit,
     UnitOutcome,
 )
-from durabletask._observe import Observer
 from durabletask._retry import RetryPolicy
-from durabletask._timers import Timers
-from durabletask._writer import Writer
+from durabletask._services import Services
 
 _log = logging.getLogger("durabletask")
 
@@ -87,30 +77,6 @@ class Phase(Enum):
 
 # Looked up once: an attribute of an enum class costs ten times a global.
 _RUNNING, _WAITING, _DRAINING = Status.RUNNING, Status.WAITING, Phase.DRAINING
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What a host lends to all its runs."""
-
-    host_id: str
-    runs: Mapping[str, "Run"]
-    loop: asyncio.AbstractEventLoop
-    thread: int
-    writer: Writer
-    timers: Timers
-    trust: Trust
-    now: Callable[[], datetime]
-    monotonic_s: Callable[[], float]
-    random: Random
-    codec: Codec
-    any_shape: Shape
-    failures: Failures
-    callables: Callables
-    limits: Limits
-    threads: Executor
-    observers: tuple[Observer, ...]
-    on_interrupt: Callable[["Run"], None]
 
 
 class Run:

@@ -42,8 +42,9 @@ from durabletask._model import (
 from durabletask._observe import Observer, ProcessChange, tell
 from durabletask._registry import Registry
 from durabletask._retry import RetryPolicy
-from durabletask._run import Run, Services
+from durabletask._run import Run
 from durabletask._runner import damaged, execute, quarantined, unwind
+from durabletask._services import Services
 from durabletask._storage import Hints, ProcessStorage
 from durabletask._timers import Timers
 from durabletask._writer import BACKOFF_MAX_S, BACKOFF_MIN_S, GroupCommit, Writer, repeat_unknown

@@ -1,5 +1,6 @@
 """What the author of a storage backend needs: the protocol and the records that cross it."""
 
+from durabletask._clock import Clock, SystemClock
 from durabletask._model import (
     DONE,
     NO_INDEX,
@@ -38,6 +39,7 @@ __all__ = [
     "Checkpoint",
     "Claimed",
     "Claims",
+    "Clock",
     "Created",
     "Delivered",
     "Ending",
@@ -57,6 +59,7 @@ __all__ = [
     "Refusal",
     "Snapshot",
     "Status",
+    "SystemClock",
     "Unit",
     "UnitOutcome",
     "may_follow",

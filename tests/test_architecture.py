@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_hints", "_memory*"),
     # The parts of a running host that know nothing of each other.
     ("_lease", "_mailbox", "_observe", "_registry", "_timers", "_watch", "_writer"),
+    ("_services",),
     # One process, from its journal to its end.
     ("_run",),
     ("_steps", "_waits"),
@@ -50,6 +51,7 @@ FORBIDDEN_CALLS = {"eval", "exec", "__import__", "compile"}
 
 _USER_CLASS = "the class is the user's; whatever its code raises means that the value does not fit"
 _USER_ERROR = "an exception of the user's; looking at it must never raise another one"
+_CONTRACT = "a storage that raises what it may not fails the host; user code must never see it"
 _STEP_FAILED = "whatever leaves a step is its outcome and is recorded"
 
 BROAD_EXCEPTS: dict[tuple[str, str], str] = {
@@ -61,15 +63,18 @@ BROAD_EXCEPTS: dict[tuple[str, str], str] = {
     ("durabletask/_failure.py", "Failures._rebuildable_args"): _USER_ERROR,
     ("durabletask/_failure.py", "Failures._registered"): _USER_ERROR,
     ("durabletask/_failure.py", "_text"): _USER_ERROR,
+    ("durabletask/_lease.py", "keep_renewed"): _CONTRACT,
     ("durabletask/_observe.py", "tell"): "an observer that raises is logged and fails no process",
     ("durabletask/_process.py", "_plain_step"): _STEP_FAILED,
     ("durabletask/_runner.py", "execute"): "whatever leaves a process function ends the process",
+    ("durabletask/_session.py", "Session._claim_for_ever"): _CONTRACT,
     ("durabletask/_steps.py", "StepRun.outcome"): _STEP_FAILED,
-    ("durabletask/_writer.py", "GroupCommit._run"): "handed to each that waits for the batch",
     (
-        "durabletask/_writer.py",
-        "Writer._commit",
-    ): "a storage beyond its contract fails the host",
+        "durabletask/_steps.py",
+        "StepRun._next_note",
+    ): "retry_if is the user's; its fault must not lose the failure of the step",
+    ("durabletask/_writer.py", "GroupCommit._run"): "handed to each that waits for the batch",
+    ("durabletask/_writer.py", "Writer._commit"): _CONTRACT,
 }
 """(file, function) where everything is caught and kept, and why that is right there.
 

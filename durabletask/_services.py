@@ -1,0 +1,45 @@
+"""What a host lends to all its runs: made once a session, known to every run."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import datetime
+from random import Random
+from typing import TYPE_CHECKING
+
+from durabletask._callable import Callables
+from durabletask._codec import Codec, Shape
+from durabletask._failure import Failures
+from durabletask._lease import Trust
+from durabletask._limits import Limits
+from durabletask._observe import Observer
+from durabletask._timers import Timers
+from durabletask._writer import Writer
+
+if TYPE_CHECKING:
+    from durabletask._run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a host lends to all its runs."""
+
+    host_id: str
+    runs: Mapping[str, "Run"]
+    loop: asyncio.AbstractEventLoop
+    thread: int
+    writer: Writer
+    timers: Timers
+    trust: Trust
+    now: Callable[[], datetime]
+    monotonic_s: Callable[[], float]
+    random: Random
+    codec: Codec
+    any_shape: Shape
+    failures: Failures
+    callables: Callables
+    limits: Limits
+    threads: Executor
+    observers: tuple[Observer, ...]
+    on_interrupt: Callable[["Run"], None]
