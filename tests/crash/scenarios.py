@@ -15,7 +15,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from durabletask import Process, ProcessHost, RetryPolicy, current_step
-from durabletask.errors import EventTimeoutError, ProcessFailedError, StepError
+from durabletask.errors import (
+    EventTimeoutError,
+    ProcessFailedError,
+    ProcessFinishedError,
+    StepError,
+)
 from durabletask.storage import ProcessStorage
 from durabletask.testing import VirtualClock
 from durabletask.testing.crash import InMemory, LifeWitness, Program, Search, Survivor
@@ -46,7 +51,10 @@ def alone(fn: Fn, *args: object, events: Sequence[tuple[str, object, float]] = (
         handle = await steady(lambda: host.spawn(fn, ID, *args))
         for number, (name, payload, after_s) in enumerate(events):
             await asyncio.sleep(after_s)
-            await steady(lambda: handle.raise_event(name, payload, event_id=f"{number}"))  # noqa: B023  (awaited here)
+            with suppress(ProcessFinishedError):
+                await steady(
+                    lambda: handle.raise_event(name, payload, event_id=f"{number}")  # noqa: B023
+                )
         with suppress(ProcessFailedError):
             await handle.result()
 

@@ -146,6 +146,7 @@ class World:
             *self._changed(),
             *self._after_the_end(),
             *self._seen_twice(),
+            *self._seen_early(),
             *self._timers(),
             *self._events(),
             *self._kept(story),
@@ -222,6 +223,15 @@ class World:
             known = first.setdefault(each.at, each.value)
             if (type(known), known) != (type(each.value), each.value):
                 yield f"G2 {each.at} was {known!r} and is now {each.value!r}"
+
+    def _seen_early(self) -> Iterator[str]:
+        """G1: what user code is given is recorded by then."""
+        recorded: set[Place] = set()
+        for each in self.trace:
+            if isinstance(each, Recorded) and each.held.kind not in (Kind.WAIT, Kind.RETRY):
+                recorded.add(each.at)
+            elif isinstance(each, Seen) and each.at not in recorded:
+                yield f"G1 {each.at} was seen before it was recorded"
 
     def _timers(self) -> Iterator[str]:
         """G7: a due time is fixed by its first record, and nothing is over before it."""
