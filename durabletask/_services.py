@@ -6,7 +6,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
 from random import Random
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from durabletask._callable import Callables
 from durabletask._codec import Codec, Shape
@@ -17,8 +17,14 @@ from durabletask._observe import Observer
 from durabletask._timers import Timers
 from durabletask._writer import Writer
 
-if TYPE_CHECKING:
-    from durabletask._run import Run
+
+class Resident(Protocol):
+    """A process in memory, as far as another one may know it."""
+
+    @property
+    def process_id(self) -> str: ...
+    @property
+    def task(self) -> "asyncio.Task[Any] | None": ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +32,7 @@ class Services:
     """What a host lends to all its runs."""
 
     host_id: str
-    runs: Mapping[str, "Run"]
+    runs: Mapping[str, Resident]
     loop: asyncio.AbstractEventLoop
     thread: int
     writer: Writer
@@ -42,4 +48,4 @@ class Services:
     limits: Limits
     threads: Executor
     observers: tuple[Observer, ...]
-    on_interrupt: Callable[["Run"], None]
+    on_interrupt: Callable[[Any], None]

@@ -52,7 +52,6 @@ FORBIDDEN_CALLS = {"eval", "exec", "__import__", "compile"}
 _USER_CLASS = "the class is the user's; whatever its code raises means that the value does not fit"
 _USER_ERROR = "an exception of the user's; looking at it must never raise another one"
 _CONTRACT = "a storage that raises what it may not fails the host; user code must never see it"
-_STEP_FAILED = "whatever leaves a step is its outcome and is recorded"
 
 BROAD_EXCEPTS: dict[tuple[str, str], str] = {
     ("durabletask/_codec.py", "Shape.pack"): _USER_CLASS,
@@ -65,10 +64,7 @@ BROAD_EXCEPTS: dict[tuple[str, str], str] = {
     ("durabletask/_failure.py", "_text"): _USER_ERROR,
     ("durabletask/_lease.py", "keep_renewed"): _CONTRACT,
     ("durabletask/_observe.py", "tell"): "an observer that raises is logged and fails no process",
-    ("durabletask/_process.py", "_plain_step"): _STEP_FAILED,
-    ("durabletask/_runner.py", "execute"): "whatever leaves a process function ends the process",
     ("durabletask/_session.py", "Session._claim_for_ever"): _CONTRACT,
-    ("durabletask/_steps.py", "StepRun.outcome"): _STEP_FAILED,
     (
         "durabletask/_steps.py",
         "StepRun._next_note",

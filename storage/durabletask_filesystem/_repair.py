@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from durabletask import Clock, SystemClock
-from durabletask.storage import FINISHED, Form, Status
+from durabletask.storage import FINISHED, Clock, Form, Status, SystemClock
 from durabletask_filesystem import _manifest, _records
 from durabletask_filesystem._disk import RealFolder
 from durabletask_filesystem._files import Folder

@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 
-from durabletask import Clock, SystemClock
 from durabletask.errors import (
     DurableTaskError,
     HostStateError,
@@ -25,6 +24,7 @@ from durabletask.errors import (
 )
 from durabletask.storage import (
     Claims,
+    Clock,
     Created,
     Delivered,
     Lease,
@@ -34,6 +34,7 @@ from durabletask.storage import (
     Query,
     Refusal,
     Snapshot,
+    SystemClock,
     Unit,
     UnitOutcome,
 )

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
-from durabletask import Clock
 from durabletask.errors import (
     DurableTaskError,
     InvalidIdError,
@@ -18,7 +17,7 @@ from durabletask.errors import (
     StorageFailedError,
     StorageUnavailableError,
 )
-from durabletask.storage import Status
+from durabletask.storage import Clock, Status
 from durabletask_filesystem import _manifest
 from durabletask_filesystem._commit import Committer
 from durabletask_filesystem._compaction import Compaction, mergeable, worth_merging

@@ -6,8 +6,8 @@ one batch; where that fails, another program has it and is asked by letter.
 
 from collections.abc import Sequence
 
-from durabletask import Clock
 from durabletask.errors import StorageBusyError
+from durabletask.storage import Clock
 from durabletask_filesystem._client import Client
 from durabletask_filesystem._files import Folder
 from durabletask_filesystem._inbox import ClientRequest
