@@ -378,5 +378,7 @@ async def test_events_from_many_senders_keep_each_senders_order(world: World) ->
 
         await asyncio.gather(*(send(sender) for sender in range(10)))
         got = await handle.result()
+    # A second run of the process would be seen here: an event given out twice is refused.
+    assert world.row("p").epoch == 1
     for sender in range(10):
         assert [n for who, n in got if who == sender] == list(range(20))

@@ -269,3 +269,21 @@ def test_a_wait_timed_out_as_its_event_arrives(gap_s: float) -> None:
         assert result in (["one", "two"], ["timeout", "one"])
 
     body()
+
+
+@virtual
+async def test_news_of_a_held_process_gives_no_event_twice(world: World) -> None:
+    """F098, G8: events heard twice, from the raiser and from the storage, are given out once."""
+
+    async def process(proc: Process) -> list[int]:
+        await proc.event("begin")
+        return [await proc.event("e", int, key=f"k{n}") for n in range(6)]
+
+    async with world.host(process) as host, ProcessClient(world.storage) as client:
+        handle = await host.spawn(process, "p")
+        for n in range(6):
+            await (client if n % 2 else host).raise_event("p", "e", n)
+            await asyncio.sleep(2)
+        await handle.raise_event("begin")
+        assert await handle.result() == [0, 1, 2, 3, 4, 5]
+    assert world.row("p").epoch == 1
