@@ -128,7 +128,8 @@ class Unit(msgspec.Struct, frozen=True, gc=False, kw_only=True):
             COMPENSATING), or None to leave it.
         wake_at: With `status`: when the earliest recorded wait is due, if any.
         consumes: Positions of the events that leave the mailbox.
-        ending: With it the process ends, its mailbox closes and it has no owner.
+        ending: With it the process ends and has no owner; its mailbox closes,
+            unless it is QUARANTINED.
         leave: With it the process has no owner any more but is not at its end.
     """
 
@@ -295,7 +296,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 class Query(msgspec.Struct, frozen=True, kw_only=True):
     """Which processes to list; every field that is set must match.
 
-    The order is that of creation: (created_at, process_id), ascending.
+    The order is that of creation: (created_at, process_id), ascending. Bounds
+    named `…_from` are included, those named `…_until` are not.
 
     Attributes:
         cursor: `Page.cursor` of the page before.

@@ -75,7 +75,8 @@ class ProcessStorage(Protocol):
 
         Refused with UNKNOWN_PROCESS, FINISHED or MAILBOX_FULL (`mailbox_max`
         unconsumed events are there). An `event_id` that this process has
-        received before, consumed or not, is answered with that event. A
+        received before, consumed or not, is answered with that event, also
+        when the process has finished since or the mailbox is full. A
         quarantined process still receives.
 
         A process that has an owner becomes news in that owner's next claim; a
@@ -122,6 +123,7 @@ class ProcessStorage(Protocol):
         """Begin a host's right to write. Repeating it with the same identity renews it.
 
         Raises:
+            LeaseLostError: This identity was fenced or has closed its lease before.
             StorageBusyError: The storage takes one host and another has it.
         """
         ...
@@ -148,7 +150,8 @@ class ProcessStorage(Protocol):
         next epoch, this lease as owner, and is handed out with its history and
         mailbox, read after it was locked.
 
-        News (`fresh=False`) does not count against `count_max`.
+        News (`fresh=False`) is what arrived for a held process since the last
+        claim told of it. It does not count against `count_max`.
 
         Args:
             claim_id: New for every claim. A repeat with the same id returns
@@ -164,11 +167,17 @@ class ProcessStorage(Protocol):
 
         Units of one process apply in the given order. A unit is refused with
         NOT_OWNER when its process is not held by this lease in this epoch and
-        incarnation, with FINISHED or ILLEGAL_TRANSITION, or with
-        NOT_IN_MAILBOX; that does not touch its neighbours. A unit whose (epoch, seq) was
-        applied before changes nothing and is answered DONE; one whose
-        first-wins checkpoint another unit has recorded is answered with what
-        is held, and nothing of it is written.
+        incarnation (or does not exist), with FINISHED or ILLEGAL_TRANSITION, or
+        with NOT_IN_MAILBOX; that does not touch its neighbours. A unit whose
+        seq is not above the highest one applied in its epoch changes nothing
+        and is answered DONE; one whose first-wins checkpoint another unit has
+        recorded is answered with what is held, and nothing of it is written.
+        These are looked at in the order: epoch and incarnation, owner, held,
+        mailbox, transition.
+
+        A checkpoint that `replaces` moves to the end of the history. A unit
+        that parks a process with an event in its mailbox that no claim has
+        told its host leaves it claimable at once.
 
         Returns:
             One outcome per unit, in the same order.
