@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from inspect import isawaitable
 from types import TracebackType
 from typing import Any, Generic, TypeVar, TypeVarTuple, cast, overload
 
@@ -265,7 +266,7 @@ class Process:
             spec = run.services.callables.spec(value_or_factory)
             spec.check(())
             shape = spec.returns
-            body: Callable[[], Any] = partial(_call_inline, value_or_factory, spec.is_async)
+            body: Callable[[], Any] = partial(_call_inline, value_or_factory)
         else:
             shape = run.services.codec.shape_of(value_or_factory)
             body = partial(_constant, value_or_factory)
@@ -454,9 +455,10 @@ async def _delay(run: Run, key: str, until: timedelta | datetime) -> DelayResult
     return DelayResult(note.desired_at, note.actual_at, note.on_time)
 
 
-async def _call_inline(fn: Callable[[], Any], is_async: bool) -> Any:
+async def _call_inline(fn: Callable[[], Any]) -> Any:
     value = fn()
-    return await value if is_async else value
+    # A lambda around an async function is sync by the look of it.
+    return await value if isawaitable(value) else value
 
 
 async def _constant(value: Any) -> Any:

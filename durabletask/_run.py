@@ -107,6 +107,7 @@ class Run:
         "steps",
         "task",
         "unwound",
+        "was_waiting",
     )
 
     def __init__(self, services: Services, claimed: Claimed, retry: RetryPolicy | None) -> None:
@@ -129,6 +130,8 @@ class Run:
         self.quarantine_error: Exception | None = None
         self.fatal: BaseException | None = None
         """What ends the program: raised again whatever user code makes of it."""
+        self.was_waiting = False
+        """Whether the interrupt ended a durable wait, so that the run unwinds by itself."""
         self.unwound = False
         """User code has ended; what the task still does must not be cancelled."""
         self._input = row.input
@@ -460,6 +463,7 @@ class Run:
         if self._phase in (Phase.INTERRUPTED, Phase.ENDED):
             return
         self._phase, self.gated = Phase.INTERRUPTED, True
+        self.was_waiting = bool(self._waits)
         self._end_waits()
         self.services.on_interrupt(self)
 
@@ -477,6 +481,14 @@ class Run:
         self._phase, self.gated = Phase.ENDED, True
         self._end_waits()
         return True
+
+    def __call__(self, task: "asyncio.Task[Ending | None]") -> None:
+        """Tell the host that the run's task is done.
+
+        The run is its own done-callback: a closure for each of a hundred
+        thousand runs would be 64 bytes each, and a task's name is the user's to change.
+        """
+        self.services.on_left(self, task)
 
     async def conclude(self, ending: Ending) -> bool:
         """Record the last word on the process; False if it is not ours to say any more."""

@@ -15,6 +15,7 @@ from durabletask._steps import OUTCOMES
 _log = logging.getLogger("durabletask")
 
 UNWIND_PAUSE_S = 0.05
+UNWIND_PAUSE_MAX_S = 1.0
 UNWIND_LOUD_S = 5.0
 """After so long, code that swallows its cancellation is named in the log."""
 
@@ -109,14 +110,19 @@ def _warn_never_asked(run: Run) -> None:
 
 
 async def unwind(run: Run) -> None:
-    """Cancel an interrupted run's task, again and again, until user code has let go."""
+    """Cancel an interrupted run's task, again and again, until user code has let go.
+
+    Not at once, since the interrupt has ended its durable waits and it may be
+    unwinding already; and less and less often. Either would cut off what user
+    code does on its way out, such as rolling back a transaction of its own.
+    """
     task = run.task
-    waited_s = 0.0
+    pause_s, waited_s = UNWIND_PAUSE_S, 0.0
     while task is not None and not task.done() and not run.unwound:
-        task.cancel()
-        await asyncio.wait([task], timeout=UNWIND_PAUSE_S)
-        waited_s += UNWIND_PAUSE_S
-        if waited_s - UNWIND_PAUSE_S < UNWIND_LOUD_S <= waited_s:
+        if waited_s or not run.was_waiting:
+            task.cancel()
+        await asyncio.wait([task], timeout=pause_s)
+        if waited_s < UNWIND_LOUD_S <= waited_s + pause_s:
             _log.error(
                 "process %s (%s) swallows its cancellation and does not end; nothing that it "
                 "does is recorded. Let asyncio.CancelledError pass.",
@@ -124,6 +130,8 @@ async def unwind(run: Run) -> None:
                 ascii(run.name),
                 extra={"process_id": run.process_id, "process_name": run.name},
             )
+        waited_s += pause_s
+        pause_s = min(pause_s * 2, UNWIND_PAUSE_MAX_S)
 
 
 def quarantined(run: Run, error: BaseException) -> Ending:

@@ -13,6 +13,7 @@ from durabletask._codec import Codec, Shape
 from durabletask._failure import Failures
 from durabletask._lease import Trust
 from durabletask._limits import Limits
+from durabletask._model import Ending
 from durabletask._observe import Observer
 from durabletask._timers import Timers
 from durabletask._writer import Writer
@@ -49,3 +50,4 @@ class Services:
     threads: Executor
     observers: tuple[Observer, ...]
     on_interrupt: Callable[[Any], None]
+    on_left: Callable[[Any, "asyncio.Task[Ending | None]"], None]

@@ -93,8 +93,6 @@ class Session:
         """Set with the error that ended the lease or the storage."""
         self._look = asyncio.Event()
         self._full = False
-        # Made once: a bound method for each of a hundred thousand runs is 64 bytes each.
-        self._on_done = self._left
         # News of a process whose creation the storage has acknowledged and we have not yet heard.
         self._early: dict[str, list[Event]] = {}
         self._creating = False
@@ -323,14 +321,14 @@ class Session:
             run.quarantine_error = damaged(row.process_id, claimed.damage)
         body = execute(run, definition)
         run.task = self._loop.create_task(body, name=row.process_id)
-        run.task.add_done_callback(self._on_done)
+        run.task.add_done_callback(run)
         if self._config.observers:
             resumed = bool(claimed.checkpoints)
             change = ProcessChange(row.process_id, row.name, Status.RUNNING, resumed)
             tell((observer.on_process for observer in self._config.observers), change)
 
-    def _left(self, task: "asyncio.Task[Ending | None]") -> None:
-        run = self.runs.pop(task.get_name())
+    def _left(self, run: Run, task: "asyncio.Task[Ending | None]") -> None:
+        self.runs.pop(run.process_id, None)
         if self._full:
             self._look.set()
         ending = None
@@ -377,6 +375,7 @@ class Session:
             threads=self._threads,
             observers=config.observers,
             on_interrupt=self._unwind,
+            on_left=self._left,
         )
 
     # --- ending -----------------------------------------------------------------------------
