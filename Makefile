@@ -27,12 +27,11 @@ check: $(READY)
 	$(BIN) -m ruff format --check .
 	$(BIN) -m ruff check .
 	$(BIN) -m mypy
-	@if [ -d tests/typing ]; then $(BIN) -m pyright; fi
 	$(BIN) -m pytest -m 'not soak' $(ARGS)
 	.ci/installed $(PYTHON) $(ARGS)
 
 bench: $(READY)
-	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN) "$$file"; done
+	$(BIN) -m benchmarks $(ARGS)
 
 soak: $(READY)
 	$(BIN) -m pytest -m soak $(ARGS)
@@ -42,10 +41,9 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp comes last, so that an interrupted set-up is done again. --group needs pip 25.1.
-# hatchling is here because tests/test_packaging.py builds without fetching anything.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN) -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN) -m pip install --quiet --group dev 'hatchling>=1.27' --editable .
+	$(BIN) -m pip install --quiet --group dev --editable .
 	@touch $@
