@@ -1,6 +1,8 @@
 """A folder that outlives the program which used it, as the kernel sees to it."""
 
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
 from durabletask.storage import ProcessStorage
@@ -59,14 +61,15 @@ class OnDisk:
     """A folder of the real disk; each life opens it anew."""
 
     def __init__(self, clock: VirtualClock) -> None:
-        # Owned by the object, so that it goes when the run is over.
-        self._folder = tempfile.TemporaryDirectory(prefix="durabletask-crash-")
+        self._folder = Path(tempfile.mkdtemp(prefix="durabletask-crash-"))
+        # It goes when the run is over and nobody asks for it any more.
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._clock = clock
         self._open: MortalFolder | None = None
 
     def open(self) -> ProcessStorage:
         """Return a storage that knows nothing of those before it."""
-        self._open = MortalFolder(Path(self._folder.name) / "state")
+        self._open = MortalFolder(self._folder / "state")
         return FileSystemStorage("unused", clock=self._clock, folder=self._open)
 
     def crashed(self) -> None:
