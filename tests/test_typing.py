@@ -18,7 +18,8 @@ def by_pyright() -> dict[str, set[int]]:
     """Return the lines that pyright refuses, by file, with the ignores switched off.
 
     Run as basedpyright, whose wheel holds all that it needs: the one named pyright fetches
-    its program when it is first used. What is unknown because of a wrong line before it is not asked about: see the config.
+    its program when it is first used. What is unknown because of a wrong line before it is
+    not asked about: see the config.
     """
     command = [sys.executable, "-m", "basedpyright", "--outputjson", "-p", str(RIGHT.parent)]
     command += ["--pythonpath", sys.executable]
