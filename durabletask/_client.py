@@ -266,13 +266,12 @@ class ProcessClient:
             tags: All of them must be there, with these values.
         """
         self._check_usable()
-        if isinstance(status, str):
-            status = (status,)
+        statuses = None if status is None else _checked_statuses(status)
         cursor: str | None = None
         while True:
             page = await self.storage.list(
                 Query(
-                    statuses=None if status is None else frozenset(Status(s) for s in status),
+                    statuses=statuses,
                     name=name,
                     prefix=prefix,
                     tags=_checked_tags(tags),
@@ -350,6 +349,15 @@ def _raise_refused(answer: Delivered, event: NewEvent, mailbox_max: int) -> None
                 process_id,
                 f"event {event.name!r} came too late: process {process_id!r} has ended",
             )
+
+
+def _checked_statuses(status: Status | str | Iterable[Status | str]) -> frozenset[Status]:
+    try:
+        return frozenset(Status(one) for one in ((status,) if isinstance(status, str) else status))
+    except ValueError as problem:
+        raise InvalidArgumentError(
+            str(problem), hint="one or several of " + ", ".join(Status)
+        ) from None
 
 
 def _checked_tags(tags: Mapping[str, str] | None) -> dict[str, str]:
