@@ -7,8 +7,8 @@ a frame at the wrong place never pass for data. Pure: bytes in, bytes out.
 """
 
 import struct
-from binascii import unhexlify
-from collections.abc import Iterator
+from binascii import hexlify, unhexlify
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 from zlib import crc32
 
@@ -38,10 +38,21 @@ def checksum(salt: int, offset: int, payload: bytes) -> int:
 
 def encode(salt: int, offset: int, payload: bytes) -> bytes:
     """Return the frame that holds `payload` at `offset`."""
-    size = len(payload)
-    # `checksum` in place: this line is in the storage's hot path.
-    crc = crc32(payload, salt ^ (offset * _SPREAD + size) & 0xFFFF_FFFF)
-    return b"%08x%08x %b\n" % (size, crc, payload)
+    return encode_all(salt, offset, [payload])
+
+
+def encode_all(salt: int, offset: int, payloads: Iterable[bytes]) -> bytes:
+    """Return the frames that hold `payloads`, one after the other, the first at `offset`."""
+    # `checksum` in place, and eight hex digits by the way that is quickest: this is in the
+    # storage's hot path.
+    pack = _HEAD.pack
+    parts: list[bytes] = []
+    for payload in payloads:
+        size = len(payload)
+        crc = crc32(payload, salt ^ (offset * _SPREAD + size) & 0xFFFF_FFFF)
+        parts += hexlify(pack(size, crc)), b" ", payload, b"\n"
+        offset += size + OVERHEAD_BYTES
+    return b"".join(parts)
 
 
 def decode(salt: int, data: Bytes, offset: int, base: int = 0) -> Frame | None:

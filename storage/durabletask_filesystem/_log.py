@@ -99,8 +99,8 @@ class Log:
         self.batch = 0
         self._entropy = entropy
         self._file: File | None = None
+        # Payloads that are not in the file yet; they are framed all at once.
         self._pending: list[bytes] = []
-        self._pending_bytes = 0
         self._start_at(self.segments[-1])
 
     def _start_at(self, segment: Segment) -> None:
@@ -118,11 +118,9 @@ class Log:
         if not self._in_batch:
             self._begin_batch()
         offset = self.end
-        frame = _frames.encode(self._salt, offset, payload)
-        self._pending.append(frame)
-        self.end = offset + len(frame)
-        self._pending_bytes += len(frame)
-        if self._pending_bytes > PENDING_BYTES_MAX:
+        self._pending.append(payload)
+        self.end = end = offset + len(payload) + _frames.OVERHEAD_BYTES
+        if end - self._written > PENDING_BYTES_MAX:
             self.spill()
         return offset
 
@@ -130,15 +128,14 @@ class Log:
         self._in_batch = True
         self.batch += 1
         payload = _records.encode(_records.Batch(self.batch, self.end))
-        self._pending.append(_frames.encode(self._salt, self.end, payload))
+        self._pending.append(payload)
         self.end += len(payload) + _frames.OVERHEAD_BYTES
 
     def spill(self) -> None:
         """Write what is pending, without a sync: it can be read then, but a crash may take it."""
         if self._pending:
-            self._opened().append(b"".join(self._pending))
+            self._opened().append(_frames.encode_all(self._salt, self._written, self._pending))
             self._pending.clear()
-            self._pending_bytes = 0
             self._written = self.end
 
     def flush(self) -> None:
@@ -182,7 +179,6 @@ class Log:
             OSError: It could not be; what the file holds then is unknown.
         """
         self._pending.clear()
-        self._pending_bytes = 0
         self.active.forget_view()
         file = self._opened()
         file.truncate(self._durable)

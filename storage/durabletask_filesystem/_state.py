@@ -11,7 +11,7 @@ import msgspec
 
 from durabletask.storage import Ending, Kind, Status
 
-_PACKED_MAX = 16 * 8  # bytes; beyond 16 slots a set is both smaller and faster
+PACKED_MAX = 16 * 8  # bytes; beyond 16 slots a set is both smaller and faster
 
 BORN_SHIFT = 32
 SEGMENT_SHIFT = 64
@@ -84,7 +84,7 @@ def has_key(keys: bytes | set[int], place: int) -> bool:
 def add_key(keys: bytes | set[int], place: int) -> bytes | set[int]:
     """Return the slots with one more."""
     if isinstance(keys, bytes):
-        if len(keys) < _PACKED_MAX:
+        if len(keys) < PACKED_MAX:
             return keys + place.to_bytes(8, "little", signed=True)
         keys = {
             int.from_bytes(keys[at : at + 8], "little", signed=True)
