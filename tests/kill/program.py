@@ -22,6 +22,7 @@ SAGAS = 30
 GUARDED = 6
 GUARDED_STEPS = 12
 DRAIN_S = 30.0
+READY, DONE = b"r", b"d"
 
 Fn = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -132,16 +133,19 @@ async def run(folder: Path, ready: int | None = None) -> None:
 
     Args:
         folder: Where the ledger and the state are.
-        ready: A descriptor that gets one byte when signals are handled.
+        ready: A descriptor that gets one byte when signals are handled, and another one
+            when all work is done.
     """
     host, saga, guarded = make_host(folder)
     async with host:
         serving = asyncio.create_task(host.serve())
         await asyncio.sleep(0)
         if ready is not None:
-            os.write(ready, b".")
+            os.write(ready, READY)
         working = asyncio.create_task(_work(host, saga, guarded))
         await asyncio.wait([serving, working], return_when=asyncio.FIRST_COMPLETED)
+        if ready is not None and working.done():
+            os.write(ready, DONE)
         for each in (serving, working):
             each.cancel()
             with suppress(asyncio.CancelledError):

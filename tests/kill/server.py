@@ -87,7 +87,11 @@ def run_once(folder: Path, number: signal.Signals, wait_s: float | None) -> tupl
             os.kill(pid, signal.SIGKILL)
             print(f"{folder}: the program hangs", file=sys.stderr)
         _, status = os.waitpid(pid, 0)
-        return os.waitstatus_to_exitcode(status), signalled
+        code = os.waitstatus_to_exitcode(status)
+        if code == -signal.SIGTERM and program.DONE in os.read(reading, 2):
+            # It had ended by itself and was leaving, when nobody listens to a signal any more.
+            return 0, False
+        return code, signalled
     finally:
         os.close(reading)
         os.close(watch)
