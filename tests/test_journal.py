@@ -39,9 +39,17 @@ def test_engine_records_never_meet_user_keys() -> None:
     """F127 What the engine records about a key is found apart from the key itself."""
     wait = recorded(Kind.WAIT, "a")
     journal = Journal([wait])
-    assert journal.ask(Kind.DO, "a") is None
+    assert journal.ask(Kind.DELAY, "a") is None
     assert journal.take(Kind.WAIT, "a") is wait
     assert journal.take(Kind.WAIT, "a") is None
+
+
+@pytest.mark.parametrize(("noted", "asked"), [(Kind.WAIT, Kind.DO), (Kind.RETRY, Kind.DELAY)])
+def test_what_the_engine_noted_binds_the_kind(noted: Kind, asked: Kind) -> None:
+    """F106 A wait or failed attempts under a key say what sort of call was made there."""
+    journal = Journal([recorded(noted, "a")])
+    with pytest.raises(NonDeterminismError, match=f"a {noted.value} is recorded"):
+        journal.ask(asked, "a")
 
 
 def test_indexes_are_apart_from_each_other_and_from_the_key() -> None:

@@ -6,5 +6,13 @@ they need pytest and Hypothesis.
 """
 
 from durabletask.testing._time import VirtualClock, VirtualTimeLoop, run_virtual
+from durabletask.testing.crash import CrashingStorage, CrashReport, crash_everywhere
 
-__all__ = ["VirtualClock", "VirtualTimeLoop", "run_virtual"]
+__all__ = [
+    "CrashReport",
+    "CrashingStorage",
+    "VirtualClock",
+    "VirtualTimeLoop",
+    "crash_everywhere",
+    "run_virtual",
+]
