@@ -29,6 +29,7 @@ _KEPT_MAX = 1024
 
 _UNLIMITED = 1 << 30
 _EMPTY: Any = inspect.Parameter.empty
+_K = TypeVar("_K")
 _T = TypeVar("_T")
 
 
@@ -116,6 +117,8 @@ class Callables:
         self._codec = codec
         self._functions: dict[int, _Known] = {}
         self._methods: dict[int, _Known] = {}
+        # Functions of a module live as long as it does: they may be kept, and are found at once.
+        self._lasting: dict[FunctionType, CallSpec] = {}
         # Functions whose annotation means something else for each of one code.
         self._single: dict[int, tuple[weakref.ref[Any], CallSpec]] = {}
 
@@ -128,6 +131,9 @@ class Callables:
             RegistrationError: Its return annotation cannot be recorded.
         """
         if type(fn) is FunctionType:
+            lasting = self._lasting.get(fn)
+            if lasting is not None:
+                return lasting
             function, table = fn, self._functions
         elif type(fn) is MethodType and type(fn.__func__) is FunctionType:
             function, table = fn.__func__, self._methods
@@ -155,6 +161,8 @@ class Callables:
                 _bound(self._single)[id(function)] = (weakref.ref(function), spec)
         else:
             _bound(table)[id(function.__code__)] = _Known(function, spec)
+        if fn is function and _is_lasting(function):
+            _bound(self._lasting)[function] = spec
         return spec
 
     def _other(self, fn: Any) -> CallSpec:
@@ -189,7 +197,13 @@ def _means_its_own(function: FunctionType, annotation: str) -> bool:
     )
 
 
-def _bound(table: dict[int, _T]) -> dict[int, _T]:
+def _is_lasting(function: FunctionType) -> bool:
+    """Return whether it is what its module has under its name, for as long as there is either."""
+    module = function.__globals__
+    return module.get(function.__name__) is function and "<locals>" not in function.__qualname__
+
+
+def _bound(table: dict[_K, _T]) -> dict[_K, _T]:
     if len(table) >= _KEPT_MAX:
         table.clear()
     return table

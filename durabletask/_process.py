@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from inspect import isawaitable
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Generic, TypeVar, TypeVarTuple, cast, overload
 
 from durabletask import _steps, _waits
+from durabletask._callable import CallSpec
+from durabletask._caller import STEP
 from durabletask._codec import ANY, Shape
 from durabletask._errors import InvalidArgumentError, StorageError
 from durabletask._limits import check_name
-from durabletask._model import DONE, NO_INDEX, Checkpoint, Form, Kind
+from durabletask._model import DONE, NO_INDEX, Checkpoint, Form, Kind, Status
 from durabletask._retry import RetryPolicy
-from durabletask._run import STEP, Run
+from durabletask._run import Run
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -31,7 +34,7 @@ Ts = TypeVarTuple("Ts")
 _log = logging.getLogger("durabletask.process")
 
 # Looked up once: an attribute of an enum class costs ten times a global.
-_DO, _VALUE = Kind.DO, Form.VALUE
+_DO, _VALUE, _WAITING = Kind.DO, Form.VALUE, Status.WAITING
 
 
 class DurableCall(Coroutine[Any, Any, T_co]):
@@ -230,7 +233,7 @@ class Process:
         check_name("key", key)
         policy = retry or run.retry
         if policy is None and timeout is None and spec.is_async and not run.services.observers:
-            return DurableCall(_DO, key, _plain_step(run, key, fn, args, spec.returns))
+            return DurableCall(_DO, key, _plain_step(run, key, spec, fn, args))
         body: Callable[[], Any] = partial(_steps.call_function, run, spec, fn, args)
         if timeout is not None:
             body = _steps.timed(body, _seconds("timeout", timeout))
@@ -380,26 +383,33 @@ class ProcessLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 async def _plain_step(
-    run: Run, key: str, fn: Callable[..., Any], args: tuple[Any, ...], shape: Shape
+    run: Run, key: str, spec: CallSpec, fn: Callable[..., Any], args: tuple[Any, ...]
 ) -> Any:
-    # The hot path: `StepRun.outcome` for an async function without retry, timeout or observer.
-    if run.gated:
-        await run.pass_gate(Kind.DO, key)
-    held = run.ask(_DO, key)
-    if held is not None:
-        if held.form is Form.CANCELLED or run.journal.notes:
-            await run.recall(held)
-        return run.unseal(held, shape)
+    # The hot path: `_step` for an async function without retry, timeout or observer, at its first
+    # run and with nothing in its way. One long function, since every call and every object that
+    # is made here is some hundredth of what a step costs. Whatever is unusual goes the long way.
     services = run.services
-    if not services.trust.holds:
-        await _steps.trusted(run, Kind.DO, key, NO_INDEX)
+    slots = run.journal.slots
+    if run.gated or key in slots or run.journal.notes or not services.trust.holds:
+        body = partial(_steps.call_function, run, spec, fn, args)
+        return await _step(run, Kind.DO, key, body, spec.returns, None)
     task = current_task(services.loop)
     requests = task.cancelling() if task is not None else 0
-    run.step_begins()
+    # As `Run.check_caller`. A loop that shuts down has cancelled the writer, and this task too.
+    if task is not run.task or requests or STEP.get() is not None or get_ident() != services.thread:
+        run.check_caller(key)
+    # As `Journal.ask`.
+    slots[key] = None
+    if len(slots) >= services.limits.steps_warn:
+        run.check_steps(len(slots))
+    # As `Run.step_begins`.
+    run.steps += 1
+    if run.recorded is _WAITING:
+        services.writer.mark(run)
     # Reset, and not set to None: an empty context is shared, one that holds None costs 120 bytes.
-    token = STEP.set(_steps.Step(run, key, NO_INDEX, 1, None))
+    token = STEP.set(_steps.Step(run, key))
     try:
-        payload, value = shape.record(await fn(*args), "result")
+        payload, value = spec.returns.record(await fn(*args), "result")
     except (KeyboardInterrupt, SystemExit) as error:
         STEP.reset(token)
         run.leave_program(error)
@@ -409,6 +419,7 @@ async def _plain_step(
         failure = _steps.as_failure(run, error, requests)
         return await _steps.settle(run, Kind.DO, key, NO_INDEX, failure)
     STEP.reset(token)
+    del token, args  # what is kept until the record is durable, the garbage collector visits
     if run.gated:
         run.check_interrupted()
     checkpoint = Checkpoint(_DO, key, NO_INDEX, _VALUE, payload)
@@ -418,8 +429,13 @@ async def _plain_step(
         outcome = await answer
     except (asyncio.CancelledError, StorageError):
         outcome = await run.outlast(answer, checkpoint)
-    run.step_ended()
-    return value if outcome is DONE else run.unseal(run.held(outcome, checkpoint), shape)
+    # As `Run.step_ended`.
+    run.steps -= 1
+    if run.gated or run.waiting:
+        run.step_settled()
+    if outcome is DONE:
+        return value
+    return run.unseal(run.held(outcome, checkpoint), spec.returns)
 
 
 async def _step(

@@ -7,21 +7,18 @@ is (`_steps`, `_waits`) and who started the run (`_runner`).
 
 import asyncio
 import logging
-from asyncio import current_task
-from contextvars import ContextVar
 from datetime import datetime, timedelta
 from enum import Enum, auto
-from threading import get_ident
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from durabletask import _notes
+from durabletask._caller import check_caller
 from durabletask._codec import Shape
 from durabletask._errors import (
     DecodeError,
     LimitExceededError,
-    NestedCallError,
     NonDeterminismError,
     ProcessInterrupted,
     ProgramError,
@@ -56,15 +53,6 @@ RELIVE_GRACE_S = 60.0
 WAITS_FEW = 8
 """Up to so many open waits the status is worked out with each record and rides in its unit."""
 
-STEP: ContextVar["InStep | None"] = ContextVar("durabletask_step", default=None)
-"""The step in whose body the current task runs."""
-
-
-class InStep(Protocol):
-    """What `STEP` holds."""
-
-    run: "Run"
-
 
 class Phase(Enum):
     """How far a run is from its end."""
@@ -87,8 +75,9 @@ class Run:
         "_input",
         "_overtaken",
         "_phase",
-        "_recorded",
         "_seq",
+        "_wait",
+        "_wait_due_at",
         "_waits",
         "_wake_at",
         "begun_at",
@@ -102,11 +91,13 @@ class Run:
         "name",
         "process_id",
         "quarantine_error",
+        "recorded",
         "retry",
         "services",
         "steps",
         "task",
         "unwound",
+        "waiting",
         "was_waiting",
     )
 
@@ -139,10 +130,16 @@ class Run:
         self._phase = Phase.OPEN
         self.gated = False
         """Whether a call must `pass_gate` before it begins; False but for a few moments."""
-        self._recorded = row.status
+        self.recorded = row.status
+        """The status that is recorded, or is on its way."""
         self._wake_at = row.wake_at
-        # What waiting tasks await, and when each is over by itself.
-        self._waits: dict[asyncio.Future[Any], datetime | None] = {}
+        self.waiting = 0
+        """Open waits."""
+        # What a waiting task awaits, and when that is over by itself; nearly always there is one,
+        # and only the others need a dictionary.
+        self._wait: asyncio.Future[Any] | None = None
+        self._wait_due_at: datetime | None = None
+        self._waits: dict[asyncio.Future[Any], datetime | None] | None = None
         self._overtaken: dict[asyncio.Task[Any], int] | None = None
 
     def take_input(self) -> bytes:
@@ -197,49 +194,12 @@ class Run:
         except ProgramError as error:
             raise self.quarantine(error) from error
         if held is None and len(journal.slots) >= self.services.limits.steps_warn:
-            self._check_steps(len(journal.slots))
+            self.check_steps(len(journal.slots))
         return held
 
     def check_caller(self, key: str) -> None:
         """Refuse a call from another loop or thread, or from inside the body of a step."""
-        services = self.services
-        # On this thread, and in a task of this loop: the same as asking for the running loop,
-        # which asks for the pid each time.
-        task = current_task(services.loop)
-        if get_ident() != services.thread or task is None:
-            raise WrongContextError(
-                f"key {key!r} of process {self.process_id!r} was used on another loop or thread",
-                hint="make durable calls in the process function or in tasks that it creates",
-            )
-        if services.writer.task.cancelling():
-            raise ProcessInterrupted
-        if task is not self.task:
-            self._check_owner(key, task)
-        step = STEP.get()
-        if step is None:
-            return
-        if step.run is not self:
-            raise WrongContextError(
-                f"key {key!r} of process {self.process_id!r} was used inside a step of process "
-                f"{step.run.process_id!r}",
-                hint="a Process is for its own function only; send the other one an event",
-            )
-        raise self.quarantine(
-            NestedCallError(
-                f"key {key!r} was used inside the body of a step",
-                hint="return from the step first; steps do not nest",
-            )
-        )
-
-    def _check_owner(self, key: str, task: "asyncio.Task[Any]") -> None:
-        """Refuse a call in another process's function; its tasks are named after it."""
-        other = self.services.runs.get(task.get_name())
-        if other is not None and other is not self and other.task is task:
-            raise WrongContextError(
-                f"key {key!r} of process {self.process_id!r} was used in process "
-                f"{other.process_id!r}",
-                hint="a Process is for its own function only; send the other one an event",
-            )
+        check_caller(self, key)
 
     def unseal(self, held: Checkpoint, shape: Shape) -> Any:
         """Return the recorded value, or raise the recorded error."""
@@ -354,8 +314,8 @@ class Run:
     ) -> "asyncio.Future[UnitOutcome]":
         """Hand one unit to the writer, with the status if it has changed."""
         self._seq += 1
-        if ending is None and leave is None and (self._waits or self._recorded is not _RUNNING):
-            if len(self._waits) <= WAITS_FEW:
+        if ending is None and leave is None and (self.waiting or self.recorded is not _RUNNING):
+            if self.waiting <= WAITS_FEW:
                 return self.services.writer.submit(self._unit_with_status(checkpoints, consumes))
             # Ten thousand waits side by side: once a batch, not once a record.
             self.services.writer.mark(self)
@@ -374,7 +334,7 @@ class Run:
 
     def standing(self) -> Unit | None:
         """Return the unit that records the status, or None if it is recorded already."""
-        if self._phase is not Phase.OPEN or self._stand() == (self._recorded, self._wake_at):
+        if self._phase is not Phase.OPEN or self._stand() == (self.recorded, self._wake_at):
             return None
         self._seq += 1
         return self._unit_with_status((), ())
@@ -409,7 +369,13 @@ class Run:
             future: Belongs to this wait alone; no Task.
             note: The record that the wait has begun, unless there is one already.
         """
-        self._waits[future] = due_at
+        self.waiting += 1
+        if self._wait is None:
+            self._wait, self._wait_due_at = future, due_at
+        else:
+            if self._waits is None:
+                self._waits = {}
+            self._waits[future] = due_at
         if note is not None:
             self.submit((note,))
         elif self._phase is Phase.OPEN:
@@ -417,7 +383,12 @@ class Run:
 
     def wait_ended(self, future: "asyncio.Future[Any]") -> None:
         """Take note that a wait is over."""
-        del self._waits[future]
+        self.waiting -= 1
+        if future is self._wait:
+            self._wait = self._wait_due_at = None
+        elif self._waits is not None:
+            del self._waits[future]
+            self._waits = self._waits or None
 
     def wait_broken(self, future: "asyncio.Future[Any]") -> None:
         """Take note that a wait was cancelled.
@@ -425,7 +396,7 @@ class Run:
         Raises:
             ProcessInterrupted: By the engine; otherwise by user code.
         """
-        del self._waits[future]
+        self.wait_ended(future)
         future.cancel()
         if self.interrupted:
             raise ProcessInterrupted from None
@@ -433,13 +404,17 @@ class Run:
     def step_begins(self) -> None:
         """Count a step as in flight."""
         self.steps += 1
-        if self._recorded is _WAITING:
+        if self.recorded is _WAITING:
             self.services.writer.mark(self)
 
     def step_ended(self) -> None:
         """Uncount a step whose outcome is recorded; the last one lets a draining run unwind."""
         self.steps -= 1
-        if self._waits:
+        self.step_settled()
+
+    def step_settled(self) -> None:
+        """Do what is due after a step was uncounted."""
+        if self.waiting:
             self.services.writer.mark(self)
         if self._phase is _DRAINING and self.steps == 0:
             self.interrupt()
@@ -463,7 +438,7 @@ class Run:
         if self._phase in (Phase.INTERRUPTED, Phase.ENDED):
             return
         self._phase, self.gated = Phase.INTERRUPTED, True
-        self.was_waiting = bool(self._waits)
+        self.was_waiting = self.waiting > 0
         self._end_waits()
         self.services.on_interrupt(self)
 
@@ -506,24 +481,30 @@ class Run:
     # --- inside ------------------------------------------------------------------------------
 
     def _end_waits(self) -> None:
-        for future in list(self._waits):
+        for future, _ in self._open_waits():
             if not future.done():
                 future.set_exception(ProcessInterrupted())
                 # Its task may be cancelled before it looks; then nobody else would.
                 future.exception()
 
+    def _open_waits(self) -> "list[tuple[asyncio.Future[Any], datetime | None]]":
+        waits = [] if self._waits is None else list(self._waits.items())
+        if self._wait is not None:
+            waits.append((self._wait, self._wait_due_at))
+        return waits
+
     def _stand(self) -> tuple[Status, datetime | None]:
-        if self._recorded is Status.COMPENSATING:
-            return self._recorded, None
-        if self.steps or not self._waits:
+        if self.recorded is Status.COMPENSATING:
+            return self.recorded, None
+        if self.steps or not self.waiting:
             return Status.RUNNING, None
-        dues = [due_at for due_at in self._waits.values() if due_at is not None]
+        dues = [due_at for _, due_at in self._open_waits() if due_at is not None]
         return Status.WAITING, min(dues, default=None)
 
     def _unit_with_status(
         self, checkpoints: tuple[Checkpoint, ...], consumes: tuple[int, ...]
     ) -> Unit:
-        self._recorded, self._wake_at = self._stand()
+        self.recorded, self._wake_at = self._stand()
         return Unit(
             process_id=self.process_id,
             incarnation=self.incarnation,
@@ -531,7 +512,7 @@ class Run:
             seq=self._seq,
             checkpoints=checkpoints,
             consumes=consumes,
-            status=self._recorded,
+            status=self.recorded,
             wake_at=self._wake_at,
         )
 
@@ -580,7 +561,8 @@ class Run:
             await self.record_cancelled(kind, key, index)
             raise asyncio.CancelledError
 
-    def _check_steps(self, count: int) -> None:
+    def check_steps(self, count: int) -> None:
+        """Warn of too many checkpoints, and refuse what is beyond the limit."""
         limits = self.services.limits
         if count > limits.steps_max:
             raise self.quarantine(

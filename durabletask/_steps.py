@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from durabletask._callable import CallSpec
+from durabletask._caller import STEP
 from durabletask._codec import Shape
 from durabletask._errors import (
     ProcessInterrupted,
@@ -23,7 +24,7 @@ from durabletask._model import NO_INDEX, Checkpoint, Form, Kind
 from durabletask._notes import RETRY_ERRORS_MAX, RetryNote, encode
 from durabletask._observe import Phase, StepChange, tell
 from durabletask._retry import RetryPolicy
-from durabletask._run import STEP, Run
+from durabletask._run import Run
 
 _log = logging.getLogger("durabletask")
 
@@ -32,7 +33,7 @@ OUTCOMES = (Exception, asyncio.CancelledError, BaseExceptionGroup)
 of its own. KeyboardInterrupt and SystemExit are not here: they end the program."""
 
 
-class Step:
+class Step(msgspec.Struct, eq=False):
     """The step in whose body the caller is; what `current_step()` returns.
 
     Attributes:
@@ -42,16 +43,12 @@ class Step:
         previous_error: How the attempt before failed, or None.
     """
 
-    __slots__ = ("attempt", "index", "key", "previous_error", "run")
-
-    def __init__(
-        self, run: Run, key: str, index: int, attempt: int, previous_error: Exception | None
-    ) -> None:
-        self.run = run
-        self.key = key
-        self.index = index
-        self.attempt = attempt
-        self.previous_error = previous_error
+    # A Struct since it is made at every step, and is made in half the time.
+    run: Run
+    key: str
+    index: int = NO_INDEX
+    attempt: int = 1
+    previous_error: Exception | None = None
 
     @property
     def process_id(self) -> str:

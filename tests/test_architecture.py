@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # The parts of a running host that know nothing of each other.
     ("_lease", "_mailbox", "_observe", "_registry", "_timers", "_watch", "_writer"),
     ("_services",),
+    ("_caller",),
     # One process, from its journal to its end.
     ("_run",),
     ("_steps", "_waits"),
