@@ -42,9 +42,10 @@ class CallSpec:
             function); whoever calls it must look.
         returns: The shape of its result, of the awaited one.
         name: Its qualified name, for messages.
+        args_min: With so many arguments up to `args_max` there is nothing to `check`.
     """
 
-    __slots__ = ("_fixed", "_max", "_min", "_signature", "is_async", "name", "returns")
+    __slots__ = ("_fixed", "_signature", "args_max", "args_min", "is_async", "name", "returns")
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class CallSpec:
         self.returns = returns
         self._signature = signature
         self._fixed = fixed
-        self._min, self._max = _arity(signature, fixed)
+        self.args_min, self.args_max = _arity(signature, fixed)
 
     def check(self, args: tuple[Any, ...]) -> None:
         """Refuse arguments that do not fit.
@@ -67,7 +68,7 @@ class CallSpec:
         Raises:
             InvalidArgumentError: They do not; nothing was called.
         """
-        if not self._min <= len(args) <= self._max:
+        if not self.args_min <= len(args) <= self.args_max:
             self._bind(args)
 
     def with_fixed(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> "CallSpec":
@@ -77,7 +78,7 @@ class CallSpec:
         return CallSpec(self.name, self.is_async, self.returns, self._signature, fixed)
 
     def _bind(self, args: tuple[Any, ...]) -> None:
-        """Let Python itself decide; what `_min` and `_max` cannot say ends here too."""
+        """Let Python itself decide; what `args_min` and `args_max` cannot say ends here too."""
         if self._signature is None:
             return
         before, keywords = self._fixed

@@ -23,7 +23,7 @@ from durabletask._caller import STEP
 from durabletask._codec import ANY, Shape
 from durabletask._errors import InvalidArgumentError, StorageError
 from durabletask._limits import check_name
-from durabletask._model import DONE, NO_INDEX, Checkpoint, Form, Kind, Status
+from durabletask._model import DONE, NO_INDEX, Checkpoint, Form, Kind, Status, Unit
 from durabletask._retry import RetryPolicy
 from durabletask._run import Run
 
@@ -34,7 +34,7 @@ Ts = TypeVarTuple("Ts")
 _log = logging.getLogger("durabletask.process")
 
 # Looked up once: an attribute of an enum class costs ten times a global.
-_DO, _VALUE, _WAITING = Kind.DO, Form.VALUE, Status.WAITING
+_DO, _VALUE, _RUNNING, _WAITING = Kind.DO, Form.VALUE, Status.RUNNING, Status.WAITING
 
 
 class DurableCall(Coroutine[Any, Any, T_co]):
@@ -228,11 +228,13 @@ class Process:
                 arguments; nothing was recorded.
         """
         run = self._run
-        spec = run.services.callables.spec(fn)
-        spec.check(args)
+        services = run.services
+        spec = services.callables.spec(fn)
+        if not spec.args_min <= len(args) <= spec.args_max:
+            spec.check(args)
         check_name("key", key)
         policy = retry or run.retry
-        if policy is None and timeout is None and spec.is_async and not run.services.observers:
+        if policy is None and timeout is None and spec.is_async and not services.observers:
             return DurableCall(_DO, key, _plain_step(run, key, spec, fn, args))
         body: Callable[[], Any] = partial(_steps.call_function, run, spec, fn, args)
         if timeout is not None:
@@ -423,8 +425,20 @@ async def _plain_step(
     if run.gated:
         run.check_interrupted()
     checkpoint = Checkpoint(_DO, key, NO_INDEX, _VALUE, payload)
-    # As `Run.record`, without a coroutine of its own.
-    answer = run.submit((checkpoint,))
+    # As `Run.record`, without a coroutine of its own, and as `Run.submit`.
+    if run.waiting or run.recorded is not _RUNNING:
+        answer = run.submit((checkpoint,))
+    else:
+        run.seq = seq = run.seq + 1
+        answer = services.writer.submit(
+            Unit(
+                process_id=run.process_id,
+                incarnation=run.incarnation,
+                epoch=run.epoch,
+                seq=seq,
+                checkpoints=(checkpoint,),
+            )
+        )
     try:
         outcome = await answer
     except (asyncio.CancelledError, StorageError):

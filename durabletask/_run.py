@@ -75,7 +75,6 @@ class Run:
         "_input",
         "_overtaken",
         "_phase",
-        "_seq",
         "_wait",
         "_wait_due_at",
         "_waits",
@@ -93,6 +92,7 @@ class Run:
         "quarantine_error",
         "recorded",
         "retry",
+        "seq",
         "services",
         "steps",
         "task",
@@ -126,7 +126,8 @@ class Run:
         self.unwound = False
         """User code has ended; what the task still does must not be cancelled."""
         self._input = row.input
-        self._seq = row.seq
+        self.seq = row.seq
+        """Of the latest unit."""
         self._phase = Phase.OPEN
         self.gated = False
         """Whether a call must `pass_gate` before it begins; False but for a few moments."""
@@ -313,7 +314,7 @@ class Run:
         leave: Leave | None = None,
     ) -> "asyncio.Future[UnitOutcome]":
         """Hand one unit to the writer, with the status if it has changed."""
-        self._seq += 1
+        self.seq += 1
         if ending is None and leave is None and (self.waiting or self.recorded is not _RUNNING):
             if self.waiting <= WAITS_FEW:
                 return self.services.writer.submit(self._unit_with_status(checkpoints, consumes))
@@ -324,7 +325,7 @@ class Run:
                 process_id=self.process_id,
                 incarnation=self.incarnation,
                 epoch=self.epoch,
-                seq=self._seq,
+                seq=self.seq,
                 checkpoints=checkpoints,
                 consumes=consumes,
                 ending=ending,
@@ -336,7 +337,7 @@ class Run:
         """Return the unit that records the status, or None if it is recorded already."""
         if self._phase is not Phase.OPEN or self._stand() == (self.recorded, self._wake_at):
             return None
-        self._seq += 1
+        self.seq += 1
         return self._unit_with_status((), ())
 
     # --- waiting -----------------------------------------------------------------------------
@@ -509,7 +510,7 @@ class Run:
             process_id=self.process_id,
             incarnation=self.incarnation,
             epoch=self.epoch,
-            seq=self._seq,
+            seq=self.seq,
             checkpoints=checkpoints,
             consumes=consumes,
             status=self.recorded,

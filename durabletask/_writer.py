@@ -132,9 +132,9 @@ class GroupCommit(Generic[T, R]):
                         self._settle(answer, _Outcome(None, error))
                 else:
                     for answer, outcome in zip(answers, outcomes, strict=True):
-                        if not answer.done():
+                        try:
                             answer.set_result(outcome)
-                        else:
+                        except asyncio.InvalidStateError:  # its waiter was cancelled
                             self._settle(answer, _Outcome(outcome, None))
                 self._in_flight = []
                 del items, answers  # they would stay until the next batch, which may be far

@@ -258,7 +258,7 @@ def test_functions_of_one_code_are_not_confused() -> None:
             for defaults in range(3):
                 spec = callables.spec(annotated(kind, defaults))
                 assert spec.returns is CODEC.shape(kind)
-                assert (spec._min, spec._max) == (2 - defaults, 2)
+                assert (spec.args_min, spec.args_max) == (2 - defaults, 2)
 
 
 def test_annotations_are_compared() -> None:
