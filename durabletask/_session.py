@@ -55,6 +55,8 @@ CLAIM_MAX = 1_000
 """Processes taken by one claim: enough to make the round trip cheap, few enough to share."""
 
 POLL_MIN_S = 0.02
+HAND_OVER_S = 0.001
+"""How long a hint about a process that runs here may turn out to be no news."""
 RELEASE_PAUSE_S = 1.0
 """How long a process rests whose run the storage refused."""
 CREATE_MAX = 1_000
@@ -93,6 +95,8 @@ class Session:
         """Set with the error that ended the lease or the storage."""
         self._look = asyncio.Event()
         self._full = False
+        # The position that a run's mailbox reaches when every event that was hinted is handed over.
+        self._expected: dict[str, int] = {}
         # News of a process whose creation the storage has acknowledged and we have not yet heard.
         self._early: dict[str, list[Event]] = {}
         self._creating = False
@@ -211,7 +215,22 @@ class Session:
     # --- taking processes -------------------------------------------------------------------
 
     def _hint(self, process_id: str | None) -> None:
-        self._look.set()
+        run = None if process_id is None else self.runs.get(process_id)
+        if process_id is None or run is None:
+            self._look.set()
+        elif process_id in self._expected:
+            self._expected[process_id] += 1
+        else:
+            # Nearly always an event that came through this host, which hands it over itself;
+            # to ask the storage at once would only hold up the record that it was taken.
+            self._expected[process_id] = run.mailbox.position + 1
+            self._loop.call_later(HAND_OVER_S, self._look_if_behind, process_id)
+
+    def _look_if_behind(self, process_id: str) -> None:
+        expected = self._expected.pop(process_id)
+        run = self.runs.get(process_id)
+        if run is None or run.mailbox.position < expected:
+            self._look.set()
 
     async def _claim_for_ever(self) -> None:
         config = self._config

@@ -232,8 +232,11 @@ class FileSystemStorage:
         self._queue.append((request, future))
         if not self._flying:
             self._flying = True
-            # Not at once: what else is asked in this turn of the loop comes along.
-            loop.call_soon(self._fly, loop)
+            if isinstance(request, Commit):
+                self._fly(loop)  # whoever commits has gathered already
+            else:
+                # Not at once: what else is asked in this turn of the loop comes along.
+                loop.call_soon(self._fly, loop)
         return future
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -278,15 +281,16 @@ class FileSystemStorage:
                     future.set_exception(error)
             return
         for (request, future), answer in zip(batch, job.result(), strict=True):
+            if self._listeners:
+                # Before the answer: so a host can tell news from what it has stored itself.
+                self._hint(loop, _changed(request, answer))
             if not future.done():
                 if isinstance(answer, DurableTaskError):
                     future.set_exception(answer)
                 else:
                     future.set_result(answer)
-            if self._listeners:
-                self._hint(loop, request)
         for request in self._worker.take_asked():
-            self._hint(loop, request)
+            self._hint(loop, _changed(request, None))
 
     def _after(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the next flight if there is anything for it; one at a time."""
@@ -307,10 +311,15 @@ class FileSystemStorage:
             if self._last_landing is not None and not self._last_landing.done():
                 self._last_landing.set_result(None)
 
-    def _hint(self, loop: asyncio.AbstractEventLoop, request: Request) -> None:
-        for process_id in _changed(request):
+    def _hint(self, loop: asyncio.AbstractEventLoop, changed: Names) -> None:
+        if changed:
             for listener in self._listeners:
-                loop.call_soon(listener, process_id)
+                loop.call_soon(self._tell, listener, changed)
+
+    def _tell(self, listener: Callable[[str | None], None], changed: Names) -> None:
+        for process_id in changed:
+            if listener in self._listeners:
+                listener(process_id)
 
     # --- letters of other programs -----------------------------------------------------------
 
@@ -340,7 +349,7 @@ def _check_size(what: str, batch: Sequence[object]) -> None:
         )
 
 
-def _changed(request: Request) -> Names:
+def _changed(request: Request, answer: Answer | None) -> Names:
     """Return whom a request may have made claimable, given news or ended; None for anyone."""
     match request:
         case Commit(_, units):
@@ -349,8 +358,16 @@ def _changed(request: Request) -> Names:
                 for unit in units
                 if unit.ending is not None or unit.leave is not None
             ]
-        case Create(processes, _):
+        case Create(processes, None):
             return [new.process_id for new in processes]
+        case Create():
+            # What its own host creates and takes at once is nobody's news.
+            created = answer if isinstance(answer, tuple) else ()
+            return [
+                each.row.process_id
+                for each in created
+                if isinstance(each, Created) and each.row.owner is None
+            ]
         case Deliver(events, _):
             return [event.process_id for event in events]
         case Purge(process_ids):
