@@ -232,7 +232,8 @@ class Process:
         spec = services.callables.spec(fn)
         if not spec.args_min <= len(args) <= spec.args_max:
             spec.check(args)
-        check_name("key", key)
+        if type(key) is not str or not (key.isascii() and key.isprintable() and 0 < len(key) < 256):
+            check_name("key", key)
         policy = retry or run.retry
         if policy is None and timeout is None and spec.is_async and not services.observers:
             return DurableCall(_DO, key, _plain_step(run, key, spec, fn, args))
