@@ -17,7 +17,8 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, Generic, TypeVar, TypeVarTuple, cast, overload
 
-from durabletask import _steps, _waits
+import durabletask._steps as _steps
+import durabletask._waits as _waits
 from durabletask._callable import CallSpec
 from durabletask._caller import STEP
 from durabletask._codec import ANY, Shape

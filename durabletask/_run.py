@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from durabletask import _notes
+import durabletask._notes as _notes
 from durabletask._caller import check_caller
 from durabletask._codec import Shape
 from durabletask._errors import (

@@ -271,8 +271,8 @@ def test_siblings_not_the_root() -> None:
         f"{source.path}:{line}"
         for source in PACKAGE
         for module, member, line in imports(source.tree)
-        if module.startswith(".")
-        or (module == "durabletask" and f"durabletask.{member}" not in MODULES)
+        # `from durabletask import _x` loads the root too: `import durabletask._x as _x` does not.
+        if module.startswith(".") or (module == "durabletask" and member is not None)
     ]
     assert wrong == []
 

@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 from itertools import count
 from time import sleep
 
+import durabletask_filesystem._inbox as _inbox
 from durabletask.errors import DurableTaskError, StorageUnavailableError, StorageUnknownError
-from durabletask_filesystem import _inbox
 from durabletask_filesystem._files import Folder
 from durabletask_filesystem._inbox import ClientRequest
 from durabletask_filesystem._requests import Answer

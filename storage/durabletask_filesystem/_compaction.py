@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+import durabletask_filesystem._records as _records
 from durabletask.storage import Kind
-from durabletask_filesystem import _records
 from durabletask_filesystem._files import File
 from durabletask_filesystem._frames import OVERHEAD_BYTES, Frame
 from durabletask_filesystem._history import Library

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import msgspec
 
+import durabletask_filesystem._records as _records
 from durabletask.errors import StorageCorruptError
 from durabletask.storage import (
     Created,
@@ -15,7 +16,6 @@ from durabletask.storage import (
     NewProcess,
     Refusal,
 )
-from durabletask_filesystem import _records
 from durabletask_filesystem._commit import check_payload
 from durabletask_filesystem._history import Library, mailbox
 from durabletask_filesystem._log import DamageError, Log

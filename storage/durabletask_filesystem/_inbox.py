@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from durabletask import errors
+import durabletask.errors as errors
+import durabletask_filesystem._frames as _frames
 from durabletask.errors import DurableTaskError, StorageError
 from durabletask.storage import Created, Delivered, Page, Refusal, Snapshot
-from durabletask_filesystem import _frames
 from durabletask_filesystem._files import Folder
 from durabletask_filesystem._requests import (
     Answer,

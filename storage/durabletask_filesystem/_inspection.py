@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import msgspec
 
+import durabletask_filesystem._frames as _frames
+import durabletask_filesystem._manifest as _manifest
+import durabletask_filesystem._records as _records
 from durabletask.errors import StorageCorruptError
-from durabletask_filesystem import _frames, _manifest, _records
 from durabletask_filesystem._files import Folder
 from durabletask_filesystem._manifest import Manifest, Part, segment_name
 from durabletask_filesystem._records import Batch, EventRecord, NewRecord, UnitRecord

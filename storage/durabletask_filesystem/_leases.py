@@ -8,9 +8,9 @@ host that died.
 from collections.abc import Sequence
 from datetime import datetime
 
+import durabletask_filesystem._records as _records
 from durabletask.errors import LeaseLostError, StorageBusyError
 from durabletask.storage import Claimed, Claims, Lease
-from durabletask_filesystem import _records
 from durabletask_filesystem._history import Library
 from durabletask_filesystem._log import DamageError, Log
 from durabletask_filesystem._reading import bare_row

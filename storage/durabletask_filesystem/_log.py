@@ -9,7 +9,9 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
-from durabletask_filesystem import _frames, _manifest, _records
+import durabletask_filesystem._frames as _frames
+import durabletask_filesystem._manifest as _manifest
+import durabletask_filesystem._records as _records
 from durabletask_filesystem._files import Buffer, File, Folder, SyncError
 from durabletask_filesystem._index import Index
 from durabletask_filesystem._manifest import Manifest, Part, index_name, segment_name

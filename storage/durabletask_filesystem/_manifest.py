@@ -6,8 +6,8 @@ store. One frame, so that a damaged manifest is found and a person can read it.
 
 import msgspec
 
+import durabletask_filesystem._frames as _frames
 from durabletask.errors import StorageCorruptError, StorageFormatError
-from durabletask_filesystem import _frames
 from durabletask_filesystem._files import Folder, SyncError
 from durabletask_filesystem._records import FORMAT
 

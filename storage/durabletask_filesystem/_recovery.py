@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+import durabletask_filesystem._frames as _frames
+import durabletask_filesystem._manifest as _manifest
+import durabletask_filesystem._records as _records
 from durabletask.errors import StorageCorruptError, StorageFormatError
-from durabletask_filesystem import _frames, _manifest, _records
 from durabletask_filesystem._files import Folder
 from durabletask_filesystem._index import Index, id_hash
 from durabletask_filesystem._log import DamageError, Log, Segment, create_segment

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import msgspec
 
+import durabletask_filesystem._manifest as _manifest
+import durabletask_filesystem._records as _records
 from durabletask.storage import FINISHED, Clock, Form, Status, SystemClock
-from durabletask_filesystem import _manifest, _records
 from durabletask_filesystem._disk import RealFolder
 from durabletask_filesystem._files import Folder
 from durabletask_filesystem._frames import OVERHEAD_BYTES

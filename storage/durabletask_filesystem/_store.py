@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
+import durabletask_filesystem._manifest as _manifest
 from durabletask.errors import (
     DurableTaskError,
     InvalidIdError,
@@ -18,7 +19,6 @@ from durabletask.errors import (
     StorageUnavailableError,
 )
 from durabletask.storage import Clock, Status
-from durabletask_filesystem import _manifest
 from durabletask_filesystem._commit import Committer
 from durabletask_filesystem._compaction import Compaction, mergeable, worth_merging
 from durabletask_filesystem._desk import Desk
