@@ -173,7 +173,7 @@ class ProcessHost(ProcessClient):
             StorageError: The storage failed for good.
         """
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
+        signals = (signal.SIGINT, signal.SIGTERM)
 
         def ask_stop() -> None:
             self._stop_asked.set()
