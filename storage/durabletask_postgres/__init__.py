@@ -1,0 +1,1 @@
+"""Postgres storage: one database, many hosts. Needs asyncpg, the extra `postgres`."""
