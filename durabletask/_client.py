@@ -13,6 +13,7 @@ from durabletask._errors import (
     ProcessError,
     ProcessExistsError,
     ProcessFinishedError,
+    StorageUnavailableError,
 )
 from durabletask._failure import Failures
 from durabletask._handle import ProcessHandle
@@ -178,6 +179,8 @@ class ProcessClient:
             )
         )
         row = created.row
+        if row is None:
+            raise _busy(process_id)
         if not created.fresh and row.input_digest != digest:
             what = "input" if row.name == definition.name else f"function, {row.name!r}"
             raise ProcessExistsError(
@@ -331,6 +334,13 @@ class ProcessClient:
         return f"{self._random.getrandbits(128):032x}"
 
 
+def _busy(process_id: str) -> StorageUnavailableError:
+    return StorageUnavailableError(
+        f"process {process_id!r} is held by another open transaction; nothing was written",
+        hint="end the transaction that creates or changes it, and try again",
+    )
+
+
 def _raise_refused(answer: Delivered, event: NewEvent, mailbox_max: int) -> None:
     process_id = event.process_id
     match answer.refused:
@@ -338,6 +348,8 @@ def _raise_refused(answer: Delivered, event: NewEvent, mailbox_max: int) -> None
             return
         case Refusal.UNKNOWN_PROCESS:
             raise unknown(process_id)
+        case Refusal.BUSY:
+            raise _busy(process_id)
         case Refusal.MAILBOX_FULL:
             raise MailboxFullError(
                 process_id,

@@ -200,6 +200,23 @@ class StorageCorruptError(StorageError):
     """Acknowledged data is damaged; the message names the place. Nothing was touched."""
 
 
+class StorageAccessError(StorageError):
+    """The storage cannot be used as it is set up; the message says what to change.
+
+    A wrong password, missing rights, no such database, a server that only
+    reads. Nothing was written, and a repeat is refused until somebody acts.
+    """
+
+
+class StorageRewoundError(StorageError):
+    """The storage has gone back in time: it does not hold what it had acknowledged.
+
+    A backup was restored, or a replica without the last writes took over. The
+    host drops what it has in memory and starts over from what is stored;
+    nothing of this call was written.
+    """
+
+
 class LeaseLostError(StorageError):
     """Another host fenced this one; nothing of the batch was written, nor will be."""
 

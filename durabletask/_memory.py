@@ -79,7 +79,8 @@ class MemoryStorage:
         host = None if lease is None else self._hosts.holding(lease)
         now = self._now()
         answers = [self._create(new, host, now) for new in processes]
-        self._hint([each.row.process_id for each in answers if each.fresh and not each.row.owner])
+        free = [each.row for each in answers if each.fresh and each.row and not each.row.owner]
+        self._hint([row.process_id for row in free])
         return answers
 
     def _create(self, new: NewProcess, host: Host | None, now: datetime) -> Created:

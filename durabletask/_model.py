@@ -78,6 +78,7 @@ class Refusal(StrEnum):
     MAILBOX_FULL = "mailbox is full"
     NOT_IN_MAILBOX = "event was consumed already or never existed"
     ILLEGAL_TRANSITION = "this status cannot follow the recorded one"
+    BUSY = "cannot be written now: in use by another transaction, or unreadable; ask again"
 
 
 class Leave(StrEnum):
@@ -149,6 +150,7 @@ class UnitOutcome(msgspec.Struct, frozen=True, gc=False):
     """What became of a unit: written (both empty), refused, or overtaken.
 
     Attributes:
+        refused: Nothing of the unit was written. BUSY alone may be asked again.
         held: The checkpoints that the storage holds in place of the unit's
             own. Not empty means: nothing of the unit was written.
     """
@@ -241,10 +243,17 @@ class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Created(msgspec.Struct, frozen=True):
-    """The answer to one creation: the process of that id, and whether this call made it."""
+    """The answer to one creation.
 
-    row: ProcessRow
-    fresh: bool
+    Attributes:
+        row: The process of that id; None if `refused`.
+        fresh: Whether this call made it.
+        refused: BUSY or None.
+    """
+
+    row: ProcessRow | None
+    fresh: bool = False
+    refused: Refusal | None = None
 
 
 class NewEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True):

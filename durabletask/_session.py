@@ -308,7 +308,12 @@ class Session:
             created = await repeat_unknown(call, float("inf"))
             for answer in created:
                 row = answer.row
-                if answer.fresh and row.owner == self.lease.host_id and row.ending is None:
+                if (
+                    row is not None
+                    and answer.fresh
+                    and row.owner == self.lease.host_id
+                    and row.ending is None
+                ):
                     self._start(Claimed(row))
         finally:
             self._creating = False

@@ -18,6 +18,13 @@ Rules that hold for every method:
 * Methods may be called concurrently from one event loop; a storage belongs to
   the loop that first used it.
 * Cancelling a call leaves its outcome unknown.
+* `Refusal.BUSY` may answer a creation, a delivery, a unit or a purge: the
+  process cannot be written now, because somebody else's open transaction holds
+  it or because what is stored of it cannot be read. Nothing of it was written,
+  its neighbours were, and asking again may be answered otherwise. A storage
+  answers so rather than let one process hold up a batch.
+* What cannot work until somebody changes the set-up (a password, rights, a
+  server that only reads) is a `StorageAccessError`; nothing was written.
 
 Source: Gray and Cheriton 1989 (leases); docs/design.md, "The storage seam".
 """
@@ -63,7 +70,9 @@ class ProcessStorage(Protocol):
                 first step need no claim in between.
 
         Returns:
-            One answer per process, in the same order.
+            One answer per process, in the same order. Refused with BUSY, and
+            without a row, where the id is held by a transaction that is still
+            open: whether there will be such a process is not known yet.
 
         Raises:
             LeaseLostError: The lease was fenced; nothing was written.
@@ -73,8 +82,8 @@ class ProcessStorage(Protocol):
     async def deliver(self, events: Sequence[NewEvent], *, mailbox_max: int) -> Sequence[Delivered]:
         """Put events into mailboxes, in the given order.
 
-        Refused with UNKNOWN_PROCESS, FINISHED or MAILBOX_FULL (`mailbox_max`
-        unconsumed events are there). An `event_id` that this process has
+        Refused with UNKNOWN_PROCESS, FINISHED, MAILBOX_FULL (`mailbox_max`
+        unconsumed events are there) or BUSY. An `event_id` that this process has
         received before, consumed or not, is answered with that event, also
         when the process has finished since or the mailbox is full. A
         quarantined process still receives.
@@ -112,8 +121,8 @@ class ProcessStorage(Protocol):
     async def purge(self, process_ids: Sequence[str]) -> Sequence[Refusal | None]:
         """Remove finished processes with everything of theirs.
 
-        Refused with UNKNOWN_PROCESS or NOT_FINISHED (a quarantined one has not
-        finished). An id created again is the next incarnation.
+        Refused with UNKNOWN_PROCESS, NOT_FINISHED (a quarantined one has not
+        finished) or BUSY. An id created again is the next incarnation.
         """
         ...
 
@@ -174,6 +183,10 @@ class ProcessStorage(Protocol):
         recorded is answered with what is held, and nothing of it is written.
         These are looked at in the order: epoch and incarnation, owner, held,
         mailbox, transition.
+
+        A unit refused with BUSY goes again later, as it is. So the later units
+        of its process in the batch must be refused with BUSY too: were one of
+        them applied, the repeat of the earlier would count as written.
 
         A checkpoint that `replaces` moves to the end of the history. A unit
         that parks a process with an event in its mailbox that no claim has

@@ -98,6 +98,7 @@ async def test_a_snapshot_holds_everything(tmp_path: Path) -> None:
     assert again.read_bytes() == (tmp_path / "state.json").read_bytes()
     assert len(json.loads(again.read_text())["processes"]) == 6
     (created,) = await loaded.create([new("purged")])
+    assert created.row is not None
     assert created.row.incarnation == 2
 
 

@@ -366,7 +366,7 @@ def _changed(request: Request, answer: Answer | None) -> Names:
             return [
                 each.row.process_id
                 for each in created
-                if isinstance(each, Created) and each.row.owner is None
+                if isinstance(each, Created) and each.row and not each.row.owner
             ]
         case Deliver(events, _):
             return [event.process_id for event in events]

@@ -26,6 +26,7 @@ from durabletask.testing._conformance.world import (
     QUARANTINE,
     event,
     latest,
+    made,
     new,
     step,
     unit,
@@ -105,8 +106,8 @@ class CreationConformance(ConformanceBase):
             await w.finish(lease, await w.held("p", lease))
             (answer,) = await w.storage.create([new("p", creation_id="other")], lease)
             assert not answer.fresh
-            assert answer.row.status is Status.COMPLETED
-            assert answer.row.owner is None
+            assert made(answer).status is Status.COMPLETED
+            assert made(answer).owner is None
 
     async def test_in_a_batch_the_first_of_an_id_wins(self) -> None:
         """Answers stand in the order asked; an id that repeats in a batch is the first's."""
@@ -118,8 +119,8 @@ class CreationConformance(ConformanceBase):
                 new("b", creation_id="1"),
             ]
             answers = await w.storage.create(batch)
-            assert [each.row.process_id for each in answers] == ["b", "a", "b", "b"]
-            assert [each.row.creation_id for each in answers] == ["1", "2", "1", "1"]
+            assert [made(each).process_id for each in answers] == ["b", "a", "b", "b"]
+            assert [made(each).creation_id for each in answers] == ["1", "2", "1", "1"]
             assert [each.fresh for each in answers] == [True, True, False, True]
 
     async def test_fifty_concurrent_creators_make_one_process(self) -> None:
@@ -130,7 +131,7 @@ class CreationConformance(ConformanceBase):
             ]
             answers = await asyncio.gather(*(w.storage.create(batch) for batch in batches))
             assert [first.fresh for first, _ in answers].count(True) == 1
-            assert len({(first.row.creation_id, first.row.input) for first, _ in answers}) == 1
+            assert len({(made(first).creation_id, made(first).input) for first, _ in answers}) == 1
             assert all(second.fresh for _, second in answers)
             assert sorted(await w.ids()) == sorted(["p", *(f"q{n}" for n in range(50))])
 
@@ -184,10 +185,10 @@ class CreationConformance(ConformanceBase):
             await w.finish(lease, await w.held("p", lease))
             asked = new("p", creation_id="second", replace=True)
             (created,) = await w.storage.create([asked], lease)
-            await w.finish(lease, created.row)
+            await w.finish(lease, made(created))
             (again,) = await w.storage.create([asked], lease)
             assert again.fresh
-            assert (again.row.incarnation, again.row.status) == (2, Status.COMPLETED)
+            assert (made(again).incarnation, made(again).status) == (2, Status.COMPLETED)
 
     async def test_replace_spares_what_has_not_finished(self) -> None:
         """Only a finished process makes way, not a live, waiting, suspended or quarantined one."""
@@ -206,7 +207,7 @@ class CreationConformance(ConformanceBase):
                 [new(each, creation_id="second", replace=True) for each in ids]
             )
             assert [each.fresh for each in answers] == [False] * 4
-            assert [each.row.incarnation for each in answers] == [1] * 4
+            assert [made(each).incarnation for each in answers] == [1] * 4
             assert await w.everything() == before
 
     async def test_a_unit_of_an_earlier_incarnation_is_refused(self) -> None:
@@ -218,7 +219,7 @@ class CreationConformance(ConformanceBase):
             (second,) = await w.storage.create(
                 [new("p", creation_id="second", replace=True)], lease
             )
-            assert (second.row.epoch, second.row.incarnation) == (1, 2)
+            assert (made(second).epoch, made(second).incarnation) == (1, 2)
             (outcome,) = await w.commit(lease, unit(row, 2, step("late")))
             assert outcome.refused is Refusal.NOT_OWNER
             assert await w.payloads("p") == {}
@@ -251,8 +252,8 @@ class CreationConformance(ConformanceBase):
             lease = await w.host()
             await w.add("p")
             (answer,) = await w.storage.create([new("p")], lease)
-            assert answer.row.owner is None
-            assert answer.row.epoch == 0
+            assert made(answer).owner is None
+            assert made(answer).epoch == 0
             assert list(await w.take(lease)) == ["p"]
 
     async def test_a_creation_with_a_lost_lease_writes_nothing(self) -> None:
@@ -294,7 +295,7 @@ class CreationConformance(ConformanceBase):
             given = {"a": "1"}
             (created,) = await w.storage.create([new("p", tags=given)])
             given["b"] = "2"
-            created.row.tags["c"] = "3"
+            made(created).tags["c"] = "3"
             (await w.row("p")).tags["d"] = "4"
             (await w.listed())[0].tags["e"] = "5"
             lease = await w.host()

@@ -27,6 +27,7 @@ from durabletask.testing._conformance.world import (
     World,
     event,
     latest,
+    made,
     needs,
     new,
     step,
@@ -138,7 +139,7 @@ class ReopenConformance(ConformanceBase):
                     )
                     assert (same.fresh, other.fresh) == (True, False)
                 (next_one,) = await w.storage.create([new("end", creation_id="n", replace=True)])
-                assert (next_one.fresh, next_one.row.incarnation) == (True, 2)
+                assert (next_one.fresh, made(next_one).incarnation) == (True, 2)
                 await self._again(w, await w.host("host-2"), crash=crash)
                 assert (await w.row("end")).incarnation == 2
                 assert (await w.history("end")).checkpoints == ()

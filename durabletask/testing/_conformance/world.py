@@ -14,6 +14,7 @@ from durabletask.storage import (
     Checkpoint,
     Claimed,
     Claims,
+    Created,
     Delivered,
     Ending,
     Form,
@@ -109,6 +110,12 @@ def event(process_id: str, event_id: str, payload: bytes = b"null", name: str = 
     return NewEvent(process_id=process_id, event_id=event_id, name=name, payload=payload)
 
 
+def made(created: Created) -> ProcessRow:
+    """Return the process of a creation that was not refused."""
+    assert created.row is not None
+    return created.row
+
+
 def bare(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     """Return checkpoints as they were given, without what the storage fills in."""
     return [
@@ -184,7 +191,7 @@ class World:
         """Create processes, in one batch; with a lease they are held by it."""
         created = await self.storage.create([new(each, **fields) for each in process_ids], lease)
         assert all(each.fresh for each in created)
-        return [each.row for each in created]
+        return [made(each) for each in created]
 
     async def held(self, process_id: str, lease: Lease, **fields: Any) -> ProcessRow:
         """Create one process that the lease holds."""
