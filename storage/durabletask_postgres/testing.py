@@ -222,11 +222,12 @@ class ThrowAwayPostgres:
     def pause(self) -> None:
         """Stop every process of the server where it stands; connections stay open. Linux only."""
         first = self.pid
-        os.kill(first, signal.SIGSTOP)
+        self._paused = [first]
+        _stand_still([first])
         # The first process creates all others, so from here on there are no new ones.
-        self._paused = [first, *_children(first)]
-        for pid in self._paused[1:]:
-            os.kill(pid, signal.SIGSTOP)
+        children = _children(first)
+        self._paused += children
+        _stand_still(children)
 
     def resume(self) -> None:
         """Let a paused server go on."""
@@ -293,15 +294,29 @@ def _free_port() -> int:
         return port
 
 
+def _stand_still(pids: list[int]) -> None:
+    """Stop processes and wait until they stand; a running one goes on for a moment."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for _ in range(int(END_MAX_S / LOOK_S)):
+        if all(_stat(pid)[0] in {"T", "Z"} for pid in pids):
+            return
+        time.sleep(LOOK_S)
+    raise ThrowAwayError(f"of the processes {pids} not all stand still after {END_MAX_S:.0f} s")
+
+
 def _children(parent: int) -> list[int]:
     """Return the processes that a process has started, itself not among them."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # The name stands in brackets and may hold anything; state and parent follow it.
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[1]) == parent:
-            found.append(int(stat.parent.name))
-    return found
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if _stat(pid)[1] == str(parent)]
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """Return a process's state letter and the id of its parent; one that is gone is a Z."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z", ""
+    # The name stands in brackets and may hold anything; state and parent follow it.
+    state, parent = text.rpartition(")")[2].split()[:2]
+    return state, parent

@@ -1,0 +1,33 @@
+"""One real Postgres for all tests here, and empty places in it.
+
+`database` is a database of the test's own, 0.1 s; `schema` is the name of a
+schema that is free in the database `postgres.dsn` leads to, for nothing.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.postgres.server import Postgres, running_server, sql
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Return the server of the test run, started at the first use and stopped at the end."""
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> Iterator[str]:
+    """Return the DSN of an empty database, dropped after the test."""
+    with postgres.new_database() as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def schema(postgres: Postgres) -> Iterator[str]:
+    """Return a name for a schema in the common database; it does not exist yet, nor afterwards."""
+    name = postgres.new_name()
+    yield name
+    sql(postgres.dsn, f"drop schema if exists {name} cascade")
