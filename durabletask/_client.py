@@ -10,10 +10,10 @@ from durabletask._codec import Codec
 from durabletask._errors import (
     InvalidArgumentError,
     MailboxFullError,
+    ProcessBusyError,
     ProcessError,
     ProcessExistsError,
     ProcessFinishedError,
-    StorageUnavailableError,
 )
 from durabletask._failure import Failures
 from durabletask._handle import ProcessHandle
@@ -33,10 +33,10 @@ from durabletask._model import (
 )
 from durabletask._process import Process
 from durabletask._registry import Registry
+from durabletask._repeat import repeat_unknown
 from durabletask._retry import RetryPolicy
 from durabletask._storage import ProcessStorage
 from durabletask._watch import Watch, unknown
-from durabletask._writer import repeat_unknown
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -168,20 +168,23 @@ class ProcessClient:
         definition = self.registry.of(fn)
         payload, digest = definition.signature.encode(process_id, args)
         digest = f"{definition.name}:{digest}"
-        created = await self._create(
-            NewProcess(
-                process_id=process_id,
-                name=definition.name,
-                input=payload,
-                input_digest=digest,
-                creation_id=self._new_id(),
-                tags=_checked_tags(tags),
-            )
+        process = NewProcess(
+            process_id=process_id,
+            name=definition.name,
+            input=payload,
+            input_digest=digest,
+            creation_id=self._new_id(),
+            tags=_checked_tags(tags),
         )
+
+        async def create() -> Created:
+            created = await self._create(process)
+            _raise_busy(process_id, created)
+            return created
+
+        created = await repeat_unknown(create)
         row = created.row
-        if row is None:
-            raise _busy(process_id)
-        if not created.fresh and row.input_digest != digest:
+        if row is not None and not created.fresh and row.input_digest != digest:
             what = "input" if row.name == definition.name else f"function, {row.name!r}"
             raise ProcessExistsError(
                 process_id,
@@ -246,9 +249,13 @@ class ProcessClient:
             payload=self.codec.shape_of(payload).encode(payload, "payload"),
         )
         mailbox_max = self.limits.mailbox_max
-        (answer,) = await repeat_unknown(
-            lambda: self.storage.deliver([event], mailbox_max=mailbox_max)
-        )
+
+        async def deliver() -> Delivered:
+            (answer,) = await self.storage.deliver([event], mailbox_max=mailbox_max)
+            _raise_busy(process_id, answer)
+            return answer
+
+        answer = await repeat_unknown(deliver)
         _raise_refused(answer, event, mailbox_max)
         self._delivered(process_id, answer)
 
@@ -306,7 +313,7 @@ class ProcessClient:
     # --- what a host does otherwise ---------------------------------------------------------
 
     async def _create(self, process: NewProcess) -> Created:
-        (created,) = await repeat_unknown(lambda: self.storage.create([process]))
+        (created,) = await self.storage.create([process])
         return created
 
     def _delivered(self, process_id: str, answer: Delivered) -> None:
@@ -334,11 +341,13 @@ class ProcessClient:
         return f"{self._random.getrandbits(128):032x}"
 
 
-def _busy(process_id: str) -> StorageUnavailableError:
-    return StorageUnavailableError(
-        f"process {process_id!r} is held by another open transaction; nothing was written",
-        hint="end the transaction that creates or changes it, and try again",
-    )
+def _raise_busy(process_id: str, answer: Created | Delivered) -> None:
+    if answer.refused is Refusal.BUSY:
+        raise ProcessBusyError(
+            f"process {process_id!r} cannot be written now: another open transaction is creating "
+            "or holding it, or what is stored of it cannot be read; nothing was written",
+            hint="end that transaction, and try again",
+        )
 
 
 def _raise_refused(answer: Delivered, event: NewEvent, mailbox_max: int) -> None:
@@ -348,8 +357,6 @@ def _raise_refused(answer: Delivered, event: NewEvent, mailbox_max: int) -> None
             return
         case Refusal.UNKNOWN_PROCESS:
             raise unknown(process_id)
-        case Refusal.BUSY:
-            raise _busy(process_id)
         case Refusal.MAILBOX_FULL:
             raise MailboxFullError(
                 process_id,

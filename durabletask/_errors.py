@@ -177,6 +177,13 @@ class StorageUnavailableError(StorageError):
     """The storage refused for now; certainly nothing was written, and a repeat may work."""
 
 
+class ProcessBusyError(StorageUnavailableError):
+    """One process cannot be written now; the others can, and a repeat may work.
+
+    Somebody's open transaction holds it, or what is stored of it cannot be read.
+    """
+
+
 class StorageUnknownError(StorageError):
     """The answer was lost: the write may or may not have happened. Repeat the same write."""
 

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterable
-from contextlib import suppress
 from enum import StrEnum
 from random import Random
 from types import TracebackType
@@ -19,16 +18,15 @@ from durabletask._errors import (
     HostStateError,
     LeaseLostError,
     StorageError,
-    StorageUnavailableError,
-    StorageUnknownError,
+    StorageRewoundError,
 )
 from durabletask._limits import Limits
 from durabletask._model import Created, Delivered, NewProcess
 from durabletask._observe import Observer
+from durabletask._repeat import BACKOFF_MAX_S, BACKOFF_MIN_S, MAY_PASS, loudness
 from durabletask._retry import RetryPolicy
 from durabletask._session import CLOSE_S, Config, Session
 from durabletask._storage import ProcessStorage
-from durabletask._writer import BACKOFF_MAX_S, BACKOFF_MIN_S
 
 _log = logging.getLogger("durabletask")
 
@@ -221,10 +219,17 @@ class ProcessHost(ProcessClient):
             # Waited for and not awaited, which would cancel it together with this task.
             await asyncio.wait([self._session.broken])
             error = self._session.broken.result()
-            if not isinstance(error, LeaseLostError):
+            if isinstance(error, StorageRewoundError):
+                _log.error(
+                    "the storage has gone back in time; everything in memory is dropped, and the "
+                    "host goes on from what is stored: %s",
+                    error,
+                )
+            elif isinstance(error, LeaseLostError):
+                _log.warning("the lease is lost; everything in memory is dropped: %s", error)
+            else:
                 await self._fail(error)
                 return
-            _log.warning("the lease is lost; everything in memory is dropped: %s", error)
             await self._session.close()
             try:
                 self._session = await self._reopen()
@@ -242,8 +247,10 @@ class ProcessHost(ProcessClient):
     async def _reopen(self) -> Session:
         wait_s = BACKOFF_MIN_S
         while True:
-            with suppress(StorageUnavailableError, StorageUnknownError, LeaseLostError):
+            try:
                 return await self._open_session()
+            except (*MAY_PASS, LeaseLostError, StorageRewoundError) as error:
+                _log.log(loudness(error), "storage: %s; a lease again in %.2f s", error, wait_s)
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, BACKOFF_MAX_S)
 
@@ -252,7 +259,7 @@ class ProcessHost(ProcessClient):
             return await super()._create(process)
         try:
             return await self._session.create(process)
-        except (LeaseLostError, HostStateError):
+        except (LeaseLostError, StorageRewoundError, HostStateError):
             # Between two sessions, or at the end of one: the creation needs no lease.
             self._check_usable()
             return await super()._create(process)

@@ -13,10 +13,10 @@ from durabletask._clock import Clock
 from durabletask._errors import (
     LeaseLostError,
     StorageFailedError,
-    StorageUnavailableError,
-    StorageUnknownError,
+    StorageRewoundError,
 )
 from durabletask._model import Lease
+from durabletask._repeat import MAY_PASS, loudness
 from durabletask._storage import ProcessStorage
 
 _log = logging.getLogger("durabletask")
@@ -112,9 +112,9 @@ async def keep_renewed(
         asked_s = clock.monotonic_s()
         try:
             trust.take(await storage.renew(lease), asked_s)
-        except (StorageUnavailableError, StorageUnknownError) as error:
-            _log.warning("lease of host %s was not renewed: %s", lease.host_id, error)
-        except (LeaseLostError, StorageFailedError) as error:
+        except MAY_PASS as error:
+            _log.log(loudness(error), "lease of host %s was not renewed: %s", lease.host_id, error)
+        except (LeaseLostError, StorageRewoundError, StorageFailedError) as error:
             on_broken(error)
             return
         except Exception as error:  # noqa: BLE001  (a storage that breaks its contract is failed)

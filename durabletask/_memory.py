@@ -7,7 +7,9 @@ Nothing survives the program unless it is saved.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from heapq import nsmallest
 from os import PathLike
@@ -17,7 +19,7 @@ from durabletask._clock import Clock, SystemClock
 from durabletask._errors import LimitExceededError
 from durabletask._memory_hosts import Host, Hosts
 from durabletask._memory_list import check_limit, cursor_after, matches, position, read_cursor
-from durabletask._memory_process import NOT_OWNER, ProcessState, begin
+from durabletask._memory_process import BUSY, NOT_OWNER, ProcessState, begin
 from durabletask._memory_queue import ClaimQueue
 from durabletask._memory_save import Saved, bring_back, put_away, read_file, write_file
 from durabletask._model import (
@@ -68,6 +70,7 @@ class MemoryStorage:
         self._queue = ClaimQueue(self._processes)
         self._hosts = Hosts(lease_ttl_s)
         self._subscribers: dict[object, tuple[asyncio.AbstractEventLoop, _Callback]] = {}
+        self._busy: Counter[str] = Counter()
 
     # --- any client ----------------------------------------------------------------------
 
@@ -84,6 +87,8 @@ class MemoryStorage:
         return answers
 
     def _create(self, new: NewProcess, host: Host | None, now: datetime) -> Created:
+        if self._busy[new.process_id]:
+            return Created(None, refused=Refusal.BUSY)
         there = self._processes.get(new.process_id)
         if there is not None and not (
             new.replace
@@ -109,6 +114,8 @@ class MemoryStorage:
         return answers
 
     def _deliver(self, event: NewEvent, now: datetime, mailbox_max: int) -> Delivered:
+        if self._busy[event.process_id]:
+            return Delivered(Refusal.BUSY)
         process = self._processes.get(event.process_id)
         if process is None:
             return Delivered(Refusal.UNKNOWN_PROCESS)
@@ -149,6 +156,8 @@ class MemoryStorage:
         return [self._purge(process_id) for process_id in process_ids]
 
     def _purge(self, process_id: str) -> Refusal | None:
+        if self._busy[process_id]:
+            return Refusal.BUSY
         process = self._processes.get(process_id)
         if process is None:
             return Refusal.UNKNOWN_PROCESS
@@ -225,7 +234,11 @@ class MemoryStorage:
         processes = self._processes
         outcomes = []
         left = []
+        busy = self._busy if self._busy.total() else None
         for unit in units:
+            if busy is not None and busy[unit.process_id]:
+                outcomes.append(BUSY)
+                continue
             process = processes.get(unit.process_id)
             if process is None:
                 outcomes.append(NOT_OWNER)
@@ -271,6 +284,18 @@ class MemoryStorage:
             self._subscribers[token][1](process_id)
 
     # --- for tests, and the snapshot -----------------------------------------------------
+
+    @contextmanager
+    def hold(self, process_id: str) -> Iterator[None]:
+        """Let every write to a process be refused as busy, as an open transaction would.
+
+        It need not exist yet. It is claimed and read as ever.
+        """
+        self._busy[process_id] += 1
+        try:
+            yield
+        finally:
+            self._busy[process_id] -= 1
 
     def fence(self, host_id: str) -> None:
         """End a host's right to write as if its lease had ended: what it held lost its owner."""

@@ -34,6 +34,7 @@ Place: TypeAlias = tuple[str, str, int]
 """(kind, key, index), what a checkpoint is found by."""
 
 NOT_OWNER = UnitOutcome(refused=Refusal.NOT_OWNER)
+BUSY = UnitOutcome(refused=Refusal.BUSY)
 _FINISHED = UnitOutcome(refused=Refusal.FINISHED)
 _NOT_IN_MAILBOX = UnitOutcome(refused=Refusal.NOT_IN_MAILBOX)
 _ILLEGAL = UnitOutcome(refused=Refusal.ILLEGAL_TRANSITION)

@@ -24,10 +24,11 @@ from durabletask._errors import (
     LeaseLostError,
     StorageError,
     StorageFailedError,
-    StorageUnavailableError,
+    StorageRewoundError,
     StorageUnknownError,
 )
 from durabletask._failure import Failures
+from durabletask._group import GroupCommit
 from durabletask._lease import Trust, contract_broken, keep_renewed
 from durabletask._limits import Limits
 from durabletask._model import (
@@ -41,13 +42,14 @@ from durabletask._model import (
 )
 from durabletask._observe import Observer, ProcessChange, tell
 from durabletask._registry import Registry
+from durabletask._repeat import BACKOFF_MAX_S, BACKOFF_MIN_S, MAY_PASS, loudness, repeat_unknown
 from durabletask._retry import RetryPolicy
 from durabletask._run import Run
 from durabletask._runner import damaged, execute, quarantined, unwind
 from durabletask._services import Services
 from durabletask._storage import Hints, ProcessStorage
 from durabletask._timers import Timers
-from durabletask._writer import BACKOFF_MAX_S, BACKOFF_MIN_S, GroupCommit, Writer, repeat_unknown
+from durabletask._writer import Writer
 
 _log = logging.getLogger("durabletask")
 
@@ -60,6 +62,8 @@ HAND_OVER_S = 0.001
 RELEASE_PAUSE_S = 1.0
 """How long a process rests whose run the storage refused."""
 CREATE_MAX = 1_000
+BUSY_PAUSE_S = 0.25
+"""Between two tries of a creation that may have happened and whose id is busy now."""
 IDS_NAMED_MAX = 10
 CLOSE_S = 5.0
 """How long a stop waits for a storage that does not answer."""
@@ -100,6 +104,8 @@ class Session:
         # News of a process whose creation the storage has acknowledged and we have not yet heard.
         self._early: dict[str, list[Event]] = {}
         self._creating = False
+        # Creation ids of those whose answer was lost: they may have happened.
+        self._unsure: set[str] = set()
         self._draining = False
         self._unwinding: set[asyncio.Task[None]] = set()
         self._trust = Trust(config.clock)
@@ -242,13 +248,13 @@ class Session:
             self._look.clear()
             try:
                 more, next_s, found = await self._claim(claim_id)
-            except (StorageUnavailableError, StorageUnknownError) as error:
-                _log.warning("storage: %s; claiming again in %.2f s", error, wait_s)
+            except MAY_PASS as error:
+                _log.log(loudness(error), "storage: %s; claiming again in %.2f s", error, wait_s)
                 await asyncio.sleep(wait_s * (0.5 + config.random.random() / 2))
                 wait_s = min(wait_s * 2, BACKOFF_MAX_S)
                 # With the same id: what a claim took whose answer was lost is ours to run.
                 continue
-            except (LeaseLostError, StorageFailedError) as error:
+            except (LeaseLostError, StorageRewoundError, StorageFailedError) as error:
                 self._break(error)
                 return
             except Exception as error:  # noqa: BLE001  (a storage that breaks its contract)
@@ -300,25 +306,39 @@ class Session:
         lease = self.lease if len(self.runs) < self._config.limits.resident_max else None
 
         async def call() -> Sequence[Created]:
-            return await self._config.storage.create(processes, lease)
+            try:
+                return await self._config.storage.create(processes, lease)
+            except StorageUnknownError:
+                self._unsure.update(new.creation_id for new in processes)
+                raise
 
         self._creating = True
         try:
             # For as long as the lease lasts: what it created here is ours to run.
             created = await repeat_unknown(call, float("inf"))
-            for answer in created:
-                row = answer.row
-                if (
-                    row is not None
-                    and answer.fresh
-                    and row.owner == self.lease.host_id
-                    and row.ending is None
-                ):
-                    self._start(Claimed(row))
+            for place, answer in enumerate(created):
+                self._created(place, processes[place], answer)
+        except StorageRewoundError as error:
+            self._break(error)
+            raise
         finally:
             self._creating = False
             self._early.clear()
         return created
+
+    def _created(self, place: int, new: NewProcess, answer: Created) -> None:
+        row = answer.row
+        if row is None and new.creation_id in self._unsure:
+            # What was created before the answer was lost is ours to run: not let go until known.
+            future = self._creations.take_back(place)
+            self._loop.call_later(BUSY_PAUSE_S, self._creations.put_first, [new], [future])
+            return
+        if self._unsure:
+            self._unsure.discard(new.creation_id)
+        if row is None or not answer.fresh:
+            return
+        if row.owner == self.lease.host_id and row.ending is None:
+            self._start(Claimed(row))
 
     def _news(self, claimed: Claimed) -> None:
         run = self.runs.get(claimed.row.process_id)

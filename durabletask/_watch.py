@@ -5,10 +5,12 @@ storage hints or when the poll interval is over. All waits share one look.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 
 from durabletask._errors import (
+    StorageAccessError,
     StorageError,
     StorageUnavailableError,
     StorageUnknownError,
@@ -16,6 +18,8 @@ from durabletask._errors import (
 )
 from durabletask._model import Ending
 from durabletask._storage import Hints, ProcessStorage
+
+_log = logging.getLogger("durabletask")
 
 READ_MAX = 1_000
 
@@ -38,6 +42,7 @@ class Watch:
         self._waiters: dict[str, list[asyncio.Future[Ending]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._hinted = asyncio.Event()
+        self._has_read = False
 
     async def wait(self, process_id: str) -> Ending:
         """Return how a process has ended, once it has; QUARANTINED counts as an end here.
@@ -110,15 +115,25 @@ class Watch:
             snapshots = await self._storage.read(ids)
         except (StorageUnavailableError, StorageUnknownError):
             return  # an outage only makes the wait longer
-        except StorageError as error:
-            for process_id in ids:
-                self._fail(process_id, error)
+        except StorageAccessError as error:
+            if self._has_read:  # what worked before will again, once somebody has acted
+                _log.error("storage: %s; looking again", error)
+            else:
+                self._fail_all(ids, error)
             return
+        except StorageError as error:
+            self._fail_all(ids, error)
+            return
+        self._has_read = True
         for process_id, snapshot in zip(ids, snapshots, strict=True):
             if snapshot is None:
                 self._fail(process_id, unknown(process_id))
             elif snapshot.row.ending is not None:
                 self.tell(process_id, snapshot.row.ending)
+
+    def _fail_all(self, process_ids: list[str], error: Exception) -> None:
+        for process_id in process_ids:
+            self._fail(process_id, error)
 
     def _fail(self, process_id: str, error: Exception) -> None:
         for waiter in self._waiters.get(process_id, ()):

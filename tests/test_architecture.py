@@ -24,9 +24,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_info",),
     # The seam, and a storage that needs nothing but memory.
     ("_storage",),
+    ("_repeat",),
     ("_hints", "_memory*"),
     # The parts of a running host that know nothing of each other.
-    ("_lease", "_mailbox", "_observe", "_registry", "_timers", "_watch", "_writer"),
+    ("_lease", "_mailbox", "_observe", "_registry", "_timers", "_watch"),
+    ("_group", "_busy", "_writer"),
     ("_services",),
     ("_caller",),
     # One process, from its journal to its end.
@@ -70,7 +72,7 @@ BROAD_EXCEPTS: dict[tuple[str, str], str] = {
         "durabletask/_steps.py",
         "StepRun._next_note",
     ): "retry_if is the user's; its fault must not lose the failure of the step",
-    ("durabletask/_writer.py", "GroupCommit._run"): "handed to each that waits for the batch",
+    ("durabletask/_group.py", "GroupCommit._run"): "handed to each that waits for the batch",
     ("durabletask/_writer.py", "Writer._commit"): _CONTRACT,
 }
 """(file, function) where everything is caught and kept, and why that is right there.

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,12 @@ class TestMemory(StorageConformance):
         if crash:
             storage.crash()
         return storage
+
+    @asynccontextmanager
+    async def holding(self, storage: ProcessStorage, process_id: str) -> AsyncIterator[None]:
+        assert isinstance(storage, MemoryStorage)
+        with storage.hold(process_id):
+            yield
 
 
 class TestMemoryWithEndlessLeases(TestMemory):

@@ -13,6 +13,7 @@ import pytest
 
 from durabletask import _steps, _waits
 from durabletask._errors import StorageError, StorageUnavailableError, StorageUnknownError
+from durabletask._group import GroupCommit
 from durabletask._journal import Journal
 from durabletask._mailbox import Mailbox
 from durabletask._memory_process import Mailbox as StoredMailbox
@@ -20,7 +21,7 @@ from durabletask._memory_process import ProcessState
 from durabletask._model import DONE, Checkpoint, Event, Refusal, Unit, UnitOutcome
 from durabletask._run import Run
 from durabletask._timers import Timers
-from durabletask._writer import GroupCommit, Writer
+from durabletask._writer import Writer
 from durabletask.errors import KeyConflictError, StepError
 from durabletask.testing.crash import Fate, Search
 from tests.crash.scenarios import SCENARIOS, search

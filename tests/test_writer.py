@@ -3,15 +3,22 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from random import Random
 from typing import Any
 
 import pytest
 
 from durabletask import MemoryStorage
-from durabletask._writer import GroupCommit, Writer, repeat_unknown
+from durabletask._group import GroupCommit
+from durabletask._repeat import repeat_unknown
+from durabletask._writer import Writer
 from durabletask.errors import (
     LeaseLostError,
+    ProcessBusyError,
+    StorageAccessError,
+    StorageError,
     StorageFailedError,
+    StorageRewoundError,
     StorageUnavailableError,
     StorageUnknownError,
 )
@@ -22,6 +29,7 @@ from durabletask.storage import (
     Kind,
     Lease,
     NewProcess,
+    Refusal,
     Unit,
     UnitOutcome,
 )
@@ -210,6 +218,7 @@ class Faulty(MemoryStorage):
 
     def __init__(self, clock: VirtualClock) -> None:
         super().__init__(clock, lease_ttl_s=None)
+        self.clock = clock
         self.before: list[Exception | None] = []
         self.after: list[Exception | None] = []
         self.batches: list[Sequence[Unit]] = []
@@ -224,16 +233,19 @@ class Faulty(MemoryStorage):
         return answer
 
 
-async def prepared(storage: MemoryStorage) -> Lease:
+async def prepared(storage: MemoryStorage, *ids: str) -> Lease:
     lease = await storage.open_lease("host", "label")
-    new = NewProcess(process_id="p", name="f", input=b"{}", input_digest="d", creation_id="c")
-    await storage.create([new], lease)
+    new = [
+        NewProcess(process_id=each, name="f", input=b"{}", input_digest="d", creation_id="c")
+        for each in ids or ("p",)
+    ]
+    await storage.create(new, lease)
     return lease
 
 
-def unit(seq: int, key: str = "", payload: bytes = b"1") -> Unit:
+def unit(seq: int, key: str = "", payload: bytes = b"1", process_id: str = "p") -> Unit:
     checkpoint = Checkpoint(Kind.DO, key or f"k{seq}", -1, Form.VALUE, payload)
-    return Unit(process_id="p", incarnation=1, epoch=1, seq=seq, checkpoints=(checkpoint,))
+    return Unit(process_id=process_id, incarnation=1, epoch=1, seq=seq, checkpoints=(checkpoint,))
 
 
 def writer_of(
@@ -267,7 +279,13 @@ def test_an_outage_is_waited_out_with_the_same_batch() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [LeaseLostError("fenced"), StorageFailedError("fsync"), OSError("odd"), KeyError("odd")],
+    [
+        LeaseLostError("fenced"),
+        StorageRewoundError("back in time"),
+        StorageFailedError("fsync"),
+        OSError("odd"),
+        KeyError("odd"),
+    ],
 )
 def test_what_cannot_be_repeated_breaks_the_writer_loudly(error: Exception) -> None:
     """F005, F009: a lost lease, a failed storage, a backend's bug: told once, to all waiters."""
@@ -323,6 +341,195 @@ def test_back_off_is_bounded() -> None:
         assert 100 < len(storage.batches) < 1000
         storage.before = []
         assert await answer == DONE
+        await writer.close(StorageFailedError("over"))
+
+    run_virtual(main)
+
+
+def keys(storage: MemoryStorage, process_id: str = "p") -> list[str]:
+    found = storage._processes[process_id].snapshot(history=True).checkpoints
+    return [each.key for each in found]
+
+
+def test_a_busy_process_waits_in_order_and_alone() -> None:
+    """G6 G13: what is busy goes again later, in order, however it was submitted; others go on."""
+
+    async def main(clock: VirtualClock) -> None:
+        storage = Faulty(clock)
+        lease = await prepared(storage, "p", "q")
+        writer = writer_of(storage, lease, [])
+        with storage.hold("p"):
+            answers = [writer.submit(unit(n)) for n in range(1, 4)]
+            assert await writer.submit(unit(1, process_id="q")) == DONE
+            answers.append(writer.submit(unit(4)))
+            for n in range(2, 60):
+                assert await writer.submit(unit(n, process_id="q")) == DONE
+                answers.append(writer.submit(unit(n + 3)))
+                await asyncio.sleep(0.05)
+            assert not any(each.done() for each in answers)
+            assert keys(storage) == []
+        assert await asyncio.gather(*answers) == [DONE] * len(answers)
+        assert keys(storage) == [f"k{n}" for n in range(1, len(answers) + 1)]
+        assert await writer.submit(unit(100)) == DONE
+        await writer.close(StorageFailedError("over"))
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("limits", [{}, {"units_max": 3}, {"bytes_max": 4}])
+def test_a_busy_process_that_comes_and_goes_keeps_its_order(limits: dict[str, int]) -> None:
+    """G6: busy off and on, in small batches and cut ones, nothing overtakes and nothing is lost."""
+
+    async def main(clock: VirtualClock) -> None:
+        random = Random(7)
+        storage = Faulty(clock)
+        ids = ("p", "q", "r")
+        lease = await prepared(storage, *ids)
+        broken: list[Exception] = []
+        writer = writer_of(storage, lease, broken, **limits)
+        answers = []
+
+        async def disturb(process_id: str) -> None:
+            for _ in range(30):
+                with storage.hold(process_id):
+                    await asyncio.sleep(random.random() / 10)
+                await asyncio.sleep(random.random() / 10)
+
+        disturbing = [asyncio.create_task(disturb(each)) for each in ids]
+        for n in range(1, 201):
+            answers += [writer.submit(unit(n, process_id=each)) for each in ids]
+            if random.random() < 0.5:
+                await asyncio.sleep(random.random() / 20)
+        await asyncio.gather(*disturbing)
+        assert await asyncio.gather(*answers) == [DONE] * 600
+        for each in ids:
+            assert keys(storage, each) == [f"k{n}" for n in range(1, 201)]
+        assert broken == []
+        await writer.close(StorageFailedError("over"))
+
+    run_virtual(main)
+
+
+def test_a_busy_process_costs_little_and_is_named_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """F140: ten minutes busy: about one try a second, one line a minute, which names it."""
+
+    async def main(clock: VirtualClock) -> None:
+        storage = Faulty(clock)
+        lease = await prepared(storage, "p", "q")
+        writer = writer_of(storage, lease, [])
+        with storage.hold("p"), storage.hold("q"):
+            answer = writer.submit(unit(1))
+            other = writer.submit(unit(1, process_id="q"))
+            await asyncio.sleep(0.5)
+            assert caplog.messages == []
+            await asyncio.sleep(600)
+        assert 600 < sum(len(batch) for batch in storage.batches) < 1300
+        told = [each for each in caplog.messages if "cannot be written" in each]
+        assert 9 <= len(told) <= 11
+        assert all("'p', 'q'" in each for each in told[1:])
+        assert [await answer, await other] == [DONE, DONE]
+        await writer.close(StorageFailedError("over"))
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("ends", ["close", "abandon", "lease"])
+def test_who_waits_for_a_busy_process_meets_the_end(ends: str) -> None:
+    """G5 F009: what is held back does not outlive the writer, cancelled and followed or not."""
+
+    async def main(clock: VirtualClock) -> None:
+        storage = Faulty(clock)
+        lease = await prepared(storage, "p")
+        broken: list[Exception] = []
+        writer = writer_of(storage, lease, broken)
+        with storage.hold("p"):
+            answer, cancelled = writer.submit(unit(1)), writer.submit(unit(2))
+            await asyncio.sleep(1)
+            cancelled.cancel()
+            follower = writer.follow(cancelled)
+            if ends == "close":
+                await writer.close(StorageFailedError("over"))
+            elif ends == "abandon":
+                writer.abandon(StorageFailedError("over"))
+            else:
+                storage.fence("host")
+                await asyncio.sleep(2)
+                assert isinstance(broken[0], LeaseLostError)
+                await writer.close(StorageFailedError("over"))
+            for each in (answer, follower):
+                with pytest.raises(StorageError, match=r"over|lost"):
+                    await each
+        await asyncio.sleep(5)
+        assert keys(storage) == []
+
+    run_virtual(main)
+
+
+def test_a_cancelled_wait_for_a_busy_process_can_be_followed() -> None:
+    """F107: cancelling the waiter takes nothing back, busy or not."""
+
+    async def main(clock: VirtualClock) -> None:
+        storage = Faulty(clock)
+        lease = await prepared(storage, "p")
+        writer = writer_of(storage, lease, [])
+        with storage.hold("p"):
+            answer = writer.submit(unit(1))
+            idle = asyncio.create_task(writer.wait_idle())
+            await asyncio.sleep(1)
+            answer.cancel()
+            follower = writer.follow(answer)
+            again = writer.submit(unit(2))
+            await asyncio.sleep(1)
+            assert not idle.done()
+        assert await follower == DONE
+        assert await again == DONE
+        await idle
+        await writer.close(StorageFailedError("over"))
+
+    run_virtual(main)
+
+
+class Overtaking(Faulty):
+    """Refuses the first unit of each batch as busy, and writes the others."""
+
+    async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
+        return [UnitOutcome(Refusal.BUSY), *await super().commit(lease, units[1:])]
+
+
+def test_a_storage_that_lets_units_overtake_is_failed() -> None:
+    """G6 G15: a repeat of the busy unit would count as written: fail stop, never fail wrong."""
+
+    async def main(clock: VirtualClock) -> None:
+        storage = Overtaking(clock)
+        lease = await prepared(storage, "p")
+        broken: list[Exception] = []
+        writer = writer_of(storage, lease, broken)
+        answers = [writer.submit(unit(n)) for n in range(1, 4)]
+        await asyncio.wait(answers[1:])
+        assert isinstance(broken[0], StorageFailedError)
+        assert "'p'" in str(broken[0])
+        await writer.close(broken[0])
+        results = await asyncio.gather(*answers, return_exceptions=True)
+        assert [type(each) for each in results] == [StorageFailedError] * 3
+
+    run_virtual(main)
+
+
+def test_a_password_that_was_changed_is_waited_out_loudly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """F009: what a person has to put right is told as an error; the batch goes when it is."""
+
+    async def main(clock: VirtualClock) -> None:
+        storage = Faulty(clock)
+        lease = await prepared(storage)
+        storage.before = [StorageAccessError("password refused")] * 10
+        writer = writer_of(storage, lease, [])
+        assert await writer.submit(unit(1)) == DONE
+        told = [each for each in caplog.records if "password refused" in each.getMessage()]
+        assert [each.levelname for each in told] == ["ERROR"] * 10
         await writer.close(StorageFailedError("over"))
 
     run_virtual(main)
@@ -385,5 +592,34 @@ def test_repeat_unknown_gives_up_in_the_end() -> None:
         with pytest.raises(StorageUnavailableError):
             await repeat_unknown(refused)
         assert len(calls) == 1
+
+    run_virtual(main)
+
+
+def test_a_busy_process_is_asked_again_for_four_seconds() -> None:
+    """G13: a call from outside outlasts a short transaction of others; then it is refused."""
+
+    async def main(clock: VirtualClock) -> None:
+        free_at_s = 3.0
+
+        async def busy() -> str:
+            if clock.monotonic_s() < free_at_s:
+                raise ProcessBusyError("p")
+            return "written"
+
+        assert await repeat_unknown(busy) == "written"
+        free_at_s, begun_s = float("inf"), clock.monotonic_s()
+        with pytest.raises(ProcessBusyError):
+            await repeat_unknown(busy)
+        assert 3 < clock.monotonic_s() - begun_s < 6
+
+        lost: list[Exception] = [StorageUnknownError("lost")]
+
+        async def first_lost() -> None:
+            raise lost.pop() if lost else ProcessBusyError("p")
+
+        # "Nothing was written" would be said of the repeat, not of what came before it.
+        with pytest.raises(StorageUnknownError):
+            await repeat_unknown(first_lost)
 
     run_virtual(main)

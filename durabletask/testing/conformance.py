@@ -7,7 +7,8 @@ A backend joins by a subclass of a few lines in its own tests:
             return MyStorage(clock=clock)
 
 A storage whose data survives its object also says how it is opened again
-(`reopen`), and one that takes a single host says so (`hosts_max = 1`). The
+(`reopen`), one that takes a single host says so (`hosts_max = 1`), and one that
+somebody else's transaction can lock says how (`holding`). The
 tests are plain `async def test_…` methods; they run under pytest with
 pytest-asyncio in auto mode, or anything else that awaits test methods.
 """
@@ -17,6 +18,7 @@ import pytest
 # Before the modules below are imported: a failure then shows the values that were compared.
 pytest.register_assert_rewrite("durabletask.testing._conformance")
 
+from durabletask.testing._conformance.busy import BusyConformance  # noqa: E402
 from durabletask.testing._conformance.claims import ClaimConformance  # noqa: E402
 from durabletask.testing._conformance.commit import CommitConformance  # noqa: E402
 from durabletask.testing._conformance.create import CreationConformance  # noqa: E402
@@ -40,5 +42,6 @@ class StorageConformance(
     ListConformance,
     ValueConformance,
     ReopenConformance,
+    BusyConformance,
 ):
     """Every promise of the seam; override `open_storage`, and `reopen` where data stays."""

@@ -1,7 +1,7 @@
 """What a backend tells the conformance suite about itself, and how a test gets its storage."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, ClassVar
 
 from durabletask.storage import Lease, ProcessStorage
@@ -32,6 +32,16 @@ class ConformanceBase:
         """
         raise NotImplementedError
 
+    def holding(
+        self, storage: ProcessStorage, process_id: str
+    ) -> AbstractAsyncContextManager[None]:
+        """Let another open transaction hold a process meanwhile, and change nothing in the end.
+
+        Whether or not it exists yet. For storages that can be so held; the
+        others never answer BUSY and leave this as it is.
+        """
+        raise NotImplementedError
+
     async def kill(self, world: World, lease: Lease) -> None:
         """Make the host of a lease dead, so that the next host's claim takes over.
 
@@ -56,6 +66,9 @@ class ConformanceBase:
         """Leave out the tests that are no promises of this storage."""
         super().__init_subclass__(**rest)
         reopens = cls.reopen is not ConformanceBase.reopen
+        busy = cls.holding is not ConformanceBase.holding
         for name in dir(cls):
-            if name.startswith("test_") and not applies(getattr(cls, name), cls.hosts_max, reopens):
+            if name.startswith("test_") and not applies(
+                getattr(cls, name), cls.hosts_max, reopens, busy
+            ):
                 setattr(cls, name, None)

@@ -5,6 +5,7 @@ asked of the suite that opened the storage.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -47,9 +48,19 @@ class Suite(Protocol):
         """Make the host of a lease dead, so that the next host's claim takes over."""
         ...
 
+    def holding(
+        self, storage: ProcessStorage, process_id: str
+    ) -> AbstractAsyncContextManager[None]:
+        """Let another open transaction hold a process meanwhile."""
+        ...
+
 
 def needs(
-    *, hosts: int = 1, hosts_at_most: int | None = None, reopen: bool = False
+    *,
+    hosts: int = 1,
+    hosts_at_most: int | None = None,
+    reopen: bool = False,
+    busy: bool = False,
 ) -> Callable[[Test], Test]:
     """Say what a storage must be able to do, for a test to be one of its promises.
 
@@ -57,23 +68,24 @@ def needs(
         hosts: So many hosts at a time.
         hosts_at_most: Takes no more hosts than this.
         reopen: Keeps its data when closed or crashed.
+        busy: Can be held by somebody else's open transaction.
     """
 
     def mark(test: Test) -> Test:
-        test.needs = (hosts, hosts_at_most, reopen)  # type: ignore[attr-defined]
+        test.needs = (hosts, hosts_at_most, reopen, busy)  # type: ignore[attr-defined]
         return test
 
     return mark
 
 
-def applies(test: object, hosts_max: int | None, reopens: bool) -> bool:
+def applies(test: object, hosts_max: int | None, reopens: bool, is_busy: bool) -> bool:
     """Return whether a test is a promise of a storage that can do this."""
-    hosts, hosts_at_most, reopen = getattr(test, "needs", (1, None, False))
+    hosts, hosts_at_most, reopen, busy = getattr(test, "needs", (1, None, False, False))
     if hosts_max is not None and hosts_max < hosts:
         return False
     if hosts_at_most is not None and (hosts_max is None or hosts_max > hosts_at_most):
         return False
-    return reopens or not reopen
+    return (reopens or not reopen) and (is_busy or not busy)
 
 
 def new(process_id: str, **fields: Any) -> NewProcess:
@@ -157,6 +169,10 @@ class World:
     async def kill(self, lease: Lease) -> None:
         """Make a host dead, as far as the storage can see it."""
         await self._suite.kill(self, lease)
+
+    def holding(self, process_id: str) -> AbstractAsyncContextManager[None]:
+        """Let another open transaction hold a process meanwhile."""
+        return self._suite.holding(self.storage, process_id)
 
     async def claim(
         self,
