@@ -1,0 +1,191 @@
+"""The invariants about ownership: epochs, the fence, and what a claim hands out.
+
+Each function is one invariant; it yields what breaks it.
+"""
+
+import math
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+
+from durabletask.testing._history_facts import (
+    Call,
+    Facts,
+    Fate,
+    Incarnation,
+    Take,
+    UnitFacts,
+    Violation,
+)
+from durabletask.testing._history_records import Deliver
+from durabletask.testing._history_units import is_late, trace_of
+
+
+def epochs_rise(facts: Facts) -> Iterator[Violation]:
+    """I7: an epoch has one owner, and is above each that was taken before it was asked for."""
+    for of, takes in _by_process(facts).items():
+        owners: dict[int, Take] = {}
+        for take in takes:
+            known = owners.setdefault(take.epoch, take)
+            if known.by != take.by:
+                what = f"epoch {take.epoch} was given to {known.by} and to {take.by}"
+                yield Violation("I7", of[0], what)
+        newest = _Newest((take.ended, take.epoch) for take in takes)
+        for take in takes:
+            before = newest.before(take.began)
+            if before > take.epoch:
+                what = f"epoch {take.epoch} was given to {take.by} after epoch {before} was"
+                yield Violation("I7", of[0], what)
+    for claim in facts.claims:
+        if claim.done is not None and len(claim.done.taken) > claim.asked.count_max:
+            what = f"a claim of at most {claim.asked.count_max} took {len(claim.done.taken)}"
+            yield Violation("I7", "", f"{what}: {claim.asked.claim_id}")
+    for id, unit in facts.units.items():
+        if any(
+            (call.asked.writes, call.asked.consumes, call.asked.ending)
+            != (unit.asked.writes, unit.asked.consumes, unit.asked.ending)
+            for call in unit.calls
+        ):
+            yield Violation("I7", id[0], f"unit {id[2]}.{id[3]} is the name of two units")
+
+
+def no_late_write(facts: Facts) -> Iterator[Violation]:
+    """I8: in the order recorded epochs never fall, nor does a unit's number in its epoch.
+
+    Nor is a unit of an older epoch acknowledged after a newer one was taken.
+    Positions of events have no gaps.
+    """
+    for process_id, snapshot in facts.final.items():
+        last = 0, 0
+        for each in snapshot.checkpoints:
+            if (each.epoch, each.seq) < last:
+                what = f"{each.kind} {each.key!r} of {each.epoch}.{each.seq} stands behind {last}"
+                yield Violation("I8", process_id, what)
+            last = max(last, (each.epoch, each.seq))
+        positions = [event.position for event in snapshot.events]
+        if positions != list(range(1, len(positions) + 1)):
+            yield Violation("I8", process_id, f"its events have the positions {positions}")
+    newest = {
+        of: _Newest((take.ended, take.epoch) for take in takes)
+        for of, takes in _by_process(facts).items()
+    }
+    for call in facts.commits:
+        asked = call.asked
+        of = asked.process_id, asked.incarnation
+        if call.done is None or of not in newest:
+            continue
+        taken = newest[of].before(call.began)
+        if taken > asked.epoch:
+            what = f"unit {asked.epoch}.{asked.seq} was acknowledged after epoch {taken} was taken"
+            yield Violation("I8", asked.process_id, what)
+
+
+def fenced_stays_fenced(facts: Facts) -> Iterator[Violation]:
+    """I9: what a fenced host asks is refused, its lease too, and leaves no trace."""
+    for id, unit in facts.units.items():
+        if unit.fate is Fate.REFUSED and is_late(unit):
+            yield from trace_of("I9", facts, id, unit)
+    fenced = _fenced(facts)
+    for call in facts.calls:
+        since = fenced.get(call.asked.host_id, math.inf)
+        if call.done is not None and since < call.began:
+            what = f"{type(call.asked).__name__} of host {call.asked.host_id!r} was done"
+            yield Violation("I9", call.asked.process_id, f"{what} after it had been fenced")
+
+
+def _fenced(facts: Facts) -> dict[str, float]:
+    """Return from which position on each host is certainly fenced.
+
+    A host that had a process and never let go of it has lost its lease by the
+    time at which another host is told that the process is its own.
+    """
+    left: dict[tuple[Incarnation, int], int] = {}
+    for call in facts.commits:
+        asked = call.asked
+        if asked.left or asked.ending:
+            left.setdefault(((asked.process_id, asked.incarnation), asked.epoch), call.began)
+    closed: dict[str, int] = {}
+    for closing in facts.closings:
+        closed.setdefault(closing.asked.host_id, closing.began)
+    fenced: dict[str, float] = {}
+    for of, takes in _by_process(facts).items():
+        for before, after in pairwise(takes):
+            if before.host_id == after.host_id or before.epoch + 1 != after.epoch:
+                continue
+            let_go = min(
+                left.get((of, before.epoch), math.inf), closed.get(before.host_id, math.inf)
+            )
+            if let_go > after.ended:
+                known = fenced.get(before.host_id, math.inf)
+                fenced[before.host_id] = min(known, after.ended)
+    return fenced
+
+
+def claims_hand_out_everything(facts: Facts) -> Iterator[Violation]:
+    """I21: a claim hands out what was acknowledged before it was asked for, and no stale event.
+
+    A claim that reads before it has locked misses what was recorded in between.
+    """
+    arrived: dict[str, list[Call[Deliver]]] = defaultdict(list)
+    for call in facts.delivers:
+        arrived[call.asked.process_id].append(call)
+    for take in facts.takes:
+        if take.recalls is None or take.of[0] in facts.may_be_gone:
+            continue
+        units = [unit for _, unit in facts.units_of[take.of] if unit.fate is not Fate.REFUSED]
+        places = {
+            (write.kind, write.key, write.index)
+            for unit in units
+            if unit.recorded_at < take.began
+            for write in unit.asked.writes
+        }
+        if take.recalls < len(places):
+            what = f"epoch {take.epoch} was handed {take.recalls} of at least {len(places)} records"
+            yield Violation("I21", take.of[0], what)
+        yield from _mailbox(take, units, arrived[take.of[0]])
+
+
+def _mailbox(
+    take: Take, units: list[UnitFacts], arrived: list[Call[Deliver]]
+) -> Iterator[Violation]:
+    """Yield what is wrong with the mailbox that was handed out."""
+    gone: set[int] = set()
+    maybe_gone: set[int] = set()
+    for unit in units:
+        if unit.recorded_at < take.began:
+            gone.update(unit.asked.consumes)
+        if unit.calls[0].began < take.ended:
+            maybe_gone.update(unit.asked.consumes)
+    for position in gone.intersection(take.mailbox):
+        what = f"epoch {take.epoch} was handed event {position}, which was consumed"
+        yield Violation("I21", take.of[0], what)
+    there = {
+        call.done.position for call in arrived if call.done is not None and call.ended < take.began
+    }
+    for position in there - maybe_gone - set(take.mailbox):
+        yield Violation("I21", take.of[0], f"epoch {take.epoch} was not handed event {position}")
+
+
+class _Newest:
+    """Which epoch was the highest taken, by position."""
+
+    def __init__(self, taken: Iterator[tuple[float, int]]) -> None:
+        self._ended: list[float] = []
+        self._epochs: list[int] = []
+        for ended, epoch in sorted(taken):
+            self._ended.append(ended)
+            self._epochs.append(max(epoch, self._epochs[-1] if self._epochs else 0))
+
+    def before(self, position: int) -> int:
+        """Return the highest epoch of which somebody was told before a position; 0 for none."""
+        count = bisect_left(self._ended, position)
+        return self._epochs[count - 1] if count else 0
+
+
+def _by_process(facts: Facts) -> dict[Incarnation, list[Take]]:
+    """Return the takes of each process, by epoch."""
+    takes: dict[Incarnation, list[Take]] = defaultdict(list)
+    for take in sorted(facts.takes, key=lambda each: (each.epoch, each.ended)):
+        takes[take.of].append(take)
+    return takes
