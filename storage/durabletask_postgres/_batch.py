@@ -1,0 +1,186 @@
+"""A batch of units as the columns that `commit_units` takes, and its answer as outcomes.
+
+Pure: decides how a batch is cut, and refuses to know any connection.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from asyncpg import Record
+
+from durabletask.storage import DONE, Checkpoint, Refusal, Unit, UnitOutcome
+from durabletask_postgres._rows import checkpoint, refusal
+
+Places = list[tuple[int, Unit]]
+"""Units with their places in the batch that the outcomes answer."""
+
+BUSY = UnitOutcome(refused=Refusal.BUSY)
+
+Mark = tuple[int, int, int | None, str | None, str | None, int | None]
+"""What a host was told last: number and epoch of a process, then seq, kind, key and index of a
+checkpoint of it, or four times None where the process has left the host."""
+
+AGAIN = UnitOutcome()
+"""Equal to DONE, but nothing was written now: it may be older than what is there."""
+
+NO_MARK = (None, None, None, None, None, None)
+
+
+def is_step(unit: Unit) -> bool:
+    """Return whether a unit records one new checkpoint and changes nothing else."""
+    return (
+        len(unit.checkpoints) == 1
+        and unit.status is None
+        and unit.ending is None
+        and unit.leave is None
+        and not unit.consumes
+        and not unit.checkpoints[0].replaces
+    )
+
+
+def rounds(units: Sequence[Unit]) -> Iterator[Places]:
+    """Cut a batch into parts that one call each can judge, in order per process.
+
+    In each part a process has at most one unit that changes its row, behind
+    its steps, and no two of its steps write the same place.
+    """
+    if len({unit.incarnation for unit in units}) == len(units):
+        yield list(enumerate(units))
+        return
+    parts: list[Places] = [[]]
+    turn: dict[int, int] = {}
+    closed: set[tuple[int, int]] = set()
+    written: set[tuple[int, int, str, str, int]] = set()
+    for place, unit in enumerate(units):
+        number = unit.incarnation
+        part = turn.get(number, 0)
+        spots = [(each.kind, each.key, each.index) for each in unit.checkpoints]
+        while (part, number) in closed or any((part, number, *s) in written for s in spots):
+            part += 1
+        turn[number] = part
+        if is_step(unit):
+            written.add((part, number, *spots[0]))
+        else:
+            closed.add((part, number))
+        while len(parts) <= part:
+            parts.append([])
+        parts[part].append((place, unit))
+    yield from parts
+
+
+def halves(places: Places) -> tuple[Places, Places]:
+    """Cut a part in two, of which the first goes first."""
+    middle = len(places) // 2
+    return places[:middle], places[middle:]
+
+
+def columns(places: Places) -> list[Any]:
+    """Return what `commit_units` takes behind the mark: one list a column."""
+    steps: Places = []
+    changes: Places = []
+    for each in places:
+        (steps if is_step(each[1]) else changes).append(each)
+    units = [unit for _, unit in steps]
+    firsts = [unit.checkpoints[0] for unit in units]
+    return [
+        [place for place, _ in steps],
+        [unit.process_id for unit in units],
+        [unit.incarnation for unit in units],
+        [unit.epoch for unit in units],
+        [unit.seq for unit in units],
+        [each.kind for each in firsts],
+        [each.key for each in firsts],
+        [each.index for each in firsts],
+        [each.form for each in firsts],
+        [each.payload for each in firsts],
+        *_change_columns(changes),
+    ]
+
+
+_NO_CHANGES: list[list[Any]] = [[] for _ in range(23)]
+
+
+def _change_columns(changes: Places) -> list[list[Any]]:
+    if not changes:
+        return _NO_CHANGES
+    units = [unit for _, unit in changes]
+    endings = [unit.ending for unit in units]
+    points = [
+        (unit.incarnation, ordinal, point, first_wins)
+        for unit in units
+        for ordinal, (point, first_wins) in enumerate(_points(unit))
+    ]
+    taken = [(unit.incarnation, position) for unit in units for position in unit.consumes]
+    return [
+        [place for place, _ in changes],
+        [unit.process_id for unit in units],
+        [unit.incarnation for unit in units],
+        [unit.epoch for unit in units],
+        [unit.seq for unit in units],
+        [unit.status for unit in units],
+        [unit.wake_at for unit in units],
+        [each and each.status for each in endings],
+        [each and each.form for each in endings],
+        [None if each is None else each.payload for each in endings],
+        [unit.leave for unit in units],
+        [len(unit.consumes) for unit in units],
+        [number for number, _, _, _ in points],
+        [ordinal for _, ordinal, _, _ in points],
+        [point.kind for _, _, point, _ in points],
+        [point.key for _, _, point, _ in points],
+        [point.index for _, _, point, _ in points],
+        [point.form for _, _, point, _ in points],
+        [point.payload for _, _, point, _ in points],
+        [point.replaces for _, _, point, _ in points],
+        [first_wins for _, _, _, first_wins in points],
+        [number for number, _ in taken],
+        [position for _, position in taken],
+    ]
+
+
+def _points(unit: Unit) -> Iterable[tuple[Checkpoint, bool]]:
+    """Return the checkpoints of a unit, of each place the first, and whether the first must win."""
+    if len(unit.checkpoints) < 2:
+        return [(each, not each.replaces) for each in unit.checkpoints]
+    kept: dict[tuple[str, str, int], tuple[Checkpoint, bool]] = {}
+    for each in unit.checkpoints:
+        spot = (each.kind, each.key, each.index)
+        first, first_wins = kept.get(spot, (each, False))
+        kept[spot] = (first, first_wins or not each.replaces)
+    return kept.values()
+
+
+def outcomes(records: Sequence[Record]) -> dict[int, UnitOutcome]:
+    """Return the outcomes that are not simply DONE, by place."""
+    found: dict[int, UnitOutcome] = {}
+    held: dict[int, tuple[Checkpoint, ...]] = {}
+    for place, refused, *values in records:
+        if refused == "again":
+            found[place] = AGAIN
+        elif refused is not None:
+            found[place] = UnitOutcome(refused=refusal(refused))
+        else:
+            held[place] = (*held.get(place, ()), checkpoint(values))
+    for place, checkpoints in held.items():
+        found[place] = UnitOutcome(held=checkpoints)
+    return found
+
+
+def mark_of(places: Places, answers: Sequence[UnitOutcome], before: Mark | None) -> Mark | None:
+    """Return the last thing that a host was told by these answers, or before them."""
+    for place, unit in reversed(places):
+        if answers[place] is not DONE:
+            continue
+        if unit.ending is not None or unit.leave is not None:
+            return unit.incarnation, unit.epoch, None, None, None, None
+        if unit.checkpoints:
+            point = unit.checkpoints[-1]
+            return (
+                unit.incarnation,
+                unit.epoch,
+                unit.seq,
+                point.kind,
+                point.key,
+                point.index,
+            )
+    return before

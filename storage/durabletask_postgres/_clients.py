@@ -1,0 +1,166 @@
+"""What needs no lease: creations and deliveries, of which one that is held up goes alone."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from asyncpg import Record
+
+from durabletask.errors import LimitExceededError, StorageUnavailableError
+from durabletask.storage import (
+    Created,
+    Delivered,
+    Event,
+    Lease,
+    NewEvent,
+    NewProcess,
+    ProcessRow,
+    Refusal,
+)
+from durabletask_postgres._rows import (
+    created_row,
+    creation_columns,
+    refusal,
+    row_of,
+)
+from durabletask_postgres._sql import Statements
+from durabletask_postgres._locked import is_locked
+
+Fetch = Callable[..., Awaitable[Sequence[Record]]]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+BATCH_MAX = 1_000
+"""Of `create`, `read` and `purge`, as the seam says."""
+
+
+def check_size(what: str, batch: Sequence[object]) -> None:
+    """Raise LimitExceededError if there is more in a batch than the seam lets through."""
+    if len(batch) > BATCH_MAX:
+        raise LimitExceededError(
+            f"{what} takes at most {BATCH_MAX:,} at once, not {len(batch):,}; nothing was written",
+            hint="split the batch",
+        )
+
+
+async def create(
+    fetch: Fetch, statements: Statements, processes: Sequence[NewProcess], lease: Lease | None
+) -> list[Created]:
+    """Create processes, and read those that were there before."""
+
+    async def attempt(part: Sequence[NewProcess]) -> list[Created]:
+        host_id = None if lease is None else lease.host_id
+        made = await fetch(statements["create"], host_id, *creation_columns(part))
+        rows = {each[0]: (each[1], each[2]) for each in made}
+        answers: list[Created | None] = []
+        for new in part:
+            # Popped: of two creations of one id the first has made it.
+            number, now_at = rows.pop(new.process_id, (None, None))
+            if number is None or now_at is None:
+                answers.append(None)
+                continue
+            at_once = lease is not None and (new.start_at is None or new.start_at <= now_at)
+            owner = (lease.host_id, lease.label) if lease is not None and at_once else None
+            answers.append(Created(created_row(new, number, now_at, owner), True))
+        there = await _read(
+            fetch,
+            statements,
+            {new.process_id for new, made in zip(part, answers, strict=True) if made is None},
+        )
+        return [
+            made or _existing(new, there.get(new.process_id))
+            for new, made in zip(part, answers, strict=True)
+        ]
+
+    return await _isolating(attempt, processes, Created(None, refused=Refusal.BUSY))
+
+
+def _existing(new: NewProcess, row: ProcessRow | None) -> Created:
+    # Neither made nor found: it was purged in between, and asking again will make it.
+    if row is None:
+        return Created(None, refused=Refusal.BUSY)
+    return Created(row, row.creation_id == new.creation_id)
+
+
+async def _read(
+    fetch: Fetch, statements: Statements, process_ids: set[str]
+) -> dict[str, ProcessRow]:
+    if not process_ids:
+        return {}
+    rows = [row_of(each) for each in await fetch(statements["read"], list(process_ids))]
+    return {row.process_id: row for row in rows}
+
+
+async def deliver(
+    fetch: Fetch, statements: Statements, events: Sequence[NewEvent], mailbox_max: int
+) -> list[Delivered]:
+    """Put events into mailboxes, in the given order."""
+
+    async def attempt(part: Sequence[NewEvent]) -> list[Delivered]:
+        records = await fetch(
+            statements["deliver"],
+            [each.process_id for each in part],
+            [each.event_id for each in part],
+            [each.name for each in part],
+            [each.payload for each in part],
+            mailbox_max,
+        )
+        return [_delivered(new, each) for new, each in zip(part, records, strict=True)]
+
+    return await _isolating(attempt, events, Delivered(Refusal.BUSY))
+
+
+def _delivered(new: NewEvent, record: Record) -> Delivered:
+    _, refused, owner, position, name, payload, at, consumed = record
+    if refused is not None:
+        return Delivered(refusal(refused))
+    event = Event(
+        position,
+        new.event_id,
+        new.name if name is None else name,
+        new.payload if payload is None else payload,
+        at,
+        consumed,
+    )
+    return Delivered(event=event, owner=owner)
+
+
+async def purge(
+    fetch: Fetch, statements: Statements, process_ids: Sequence[str]
+) -> list[Refusal | None]:
+    """Remove finished processes; of one asked for twice the second is unknown."""
+
+    async def attempt(part: Sequence[str]) -> list[Refusal | None]:
+        found: dict[str, str | None] = dict(
+            tuple(each) for each in await fetch(statements["purge"], list(part))
+        )
+        answers: list[Refusal | None] = []
+        for process_id in part:
+            refused = found[process_id]
+            answers.append(None if refused is None else refusal(refused))
+            if refused is None:
+                found[process_id] = Refusal.UNKNOWN_PROCESS
+        return answers
+
+    return await _isolating(attempt, process_ids, Refusal.BUSY)
+
+
+async def _isolating(
+    attempt: Callable[[Sequence[T]], Awaitable[list[R]]], items: Sequence[T], busy: R
+) -> list[R]:
+    """Attempt a batch, in parts if somebody's transaction holds one of them, which is then `busy`.
+
+    In order: of two items about one process the first is attempted first.
+    """
+    if not items:
+        return []
+    try:
+        return await attempt(items)
+    except StorageUnavailableError as error:
+        if not is_locked(error):
+            raise
+        if len(items) == 1:
+            return [busy]
+    middle = len(items) // 2
+    first: list[Any] = await _isolating(attempt, items[:middle], busy)
+    return first + await _isolating(attempt, items[middle:], busy)

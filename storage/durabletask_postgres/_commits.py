@@ -1,0 +1,107 @@
+"""Commits: one round trip for what all processes of a host write at one moment.
+
+Responsible for cutting a batch where it must be, for what a host was told
+last, and for getting the others through when one process cannot be written.
+What a unit may do is for `commit_units` to judge.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from asyncpg import Record
+
+from durabletask.errors import StorageUnavailableError
+from durabletask.storage import DONE, Clock, Lease, Unit, UnitOutcome
+from durabletask_postgres._batch import (
+    BUSY,
+    NO_MARK,
+    Mark,
+    Places,
+    columns,
+    halves,
+    mark_of,
+    outcomes,
+    rounds,
+)
+from durabletask_postgres._locked import is_locked
+from durabletask_postgres._trouble import UnexpectedError
+
+_log = logging.getLogger("durabletask")
+
+Fetch = Callable[..., Awaitable[Sequence[Record]]]
+
+WARY_S = 1.0
+"""For how long after a row was found locked no commit waits for rows: its owner sits on it."""
+
+
+class Commits:
+    """Commits of the leases of one storage."""
+
+    def __init__(self, fetch: Fetch, statement: str, clock: Clock) -> None:
+        self._fetch = fetch
+        self._statement = statement
+        self._clock = clock
+        self._marks: dict[str, Mark] = {}
+        self._wary_until_s = 0.0
+
+    async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
+        """Record units; see `ProcessStorage.commit`."""
+        answers = [DONE] * len(units)
+        busy: set[int] = set()
+        for places in rounds(units):
+            await self._commit(lease, places, answers, busy)
+        return answers
+
+    def forget(self, lease: Lease) -> None:
+        """Forget what a host was told: its lease is over."""
+        self._marks.pop(lease.host_id, None)
+
+    async def _commit(
+        self, lease: Lease, places: Places, answers: list[UnitOutcome], busy: set[int]
+    ) -> None:
+        """Record one part of a batch, and what fails alone by itself.
+
+        Args:
+            answers: Takes the outcomes.
+            busy: Processes of which an earlier unit must go again: the later
+                ones must not overtake it.
+        """
+        if busy:
+            for place, unit in places:
+                if unit.incarnation in busy:
+                    answers[place] = BUSY
+            places = [each for each in places if each[1].incarnation not in busy]
+        if not places:
+            return
+        try:
+            found = await self._call(lease, places)
+        except (StorageUnavailableError, UnexpectedError) as error:
+            if isinstance(error, StorageUnavailableError) and not is_locked(error):
+                raise
+            if len(places) > 1:
+                for part in halves(places):
+                    await self._commit(lease, part, answers, busy)
+                return
+            ((place, unit),) = places
+            if isinstance(error, UnexpectedError):
+                _log.error("process %s cannot be written: %s", ascii(unit.process_id), error)
+            found = {place: BUSY}
+        for place, outcome in found.items():
+            answers[place] = outcome
+        busy.update(unit.incarnation for place, unit in places if answers[place] is BUSY)
+        mark = mark_of(places, answers, self._marks.get(lease.host_id))
+        if mark is not None:
+            self._marks[lease.host_id] = mark
+
+    async def _call(self, lease: Lease, places: Places) -> dict[int, UnitOutcome]:
+        arguments: list[Any] = [*(self._marks.get(lease.host_id) or NO_MARK), *columns(places)]
+        skip_busy = self._clock.monotonic_s() < self._wary_until_s
+        try:
+            records = await self._fetch(self._statement, lease.host_id, skip_busy, *arguments)
+        except StorageUnavailableError as error:
+            if skip_busy or not is_locked(error):
+                raise
+            self._wary_until_s = self._clock.monotonic_s() + WARY_S
+            records = await self._fetch(self._statement, lease.host_id, True, *arguments)
+        return outcomes(records) if records else {}

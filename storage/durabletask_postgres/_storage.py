@@ -1,0 +1,343 @@
+"""`PostgresStorage`: processes in one Postgres database, for any number of hosts.
+
+Responsible for the methods of the seam, for what belongs to a lease while it
+lasts, and for hints. What happens to a process is for the functions of the
+schema to say; connections, migrations and the heartbeat have modules of their
+own.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+from asyncpg import Record
+
+from durabletask.errors import (
+    InvalidArgumentError,
+    LeaseLostError,
+    StorageError,
+    StorageUnavailableError,
+    StorageUnknownError,
+)
+from durabletask.storage import (
+    DONE,
+    Checkpoint,
+    Claims,
+    Clock,
+    Created,
+    Delivered,
+    Form,
+    Kind,
+    Lease,
+    NewEvent,
+    NewProcess,
+    Page,
+    Query,
+    Refusal,
+    Snapshot,
+    SystemClock,
+    Unit,
+    UnitOutcome,
+)
+from durabletask_postgres import _clients
+from durabletask_postgres._commits import Commits
+from durabletask_postgres._connections import Connections
+from durabletask_postgres._heart import Heart
+from durabletask_postgres._migrate import ensure_schema
+from durabletask_postgres._notify import Notifier, new_instance
+from durabletask_postgres._retention import Retention
+from durabletask_postgres._rows import (
+    claimed_of,
+    cursor_after,
+    query_columns,
+    row_of,
+    snapshot_of,
+)
+from durabletask_postgres._sql import DEFAULT_SCHEMA, Statements
+
+_log = logging.getLogger("durabletask")
+
+LEASE_TTL_S = 15.0
+"""A host whose session cannot be seen to end is replaced after this; renewed every third of it."""
+
+CONNECTIONS_MAX = 4
+CONNECT_TIMEOUT_S = 10.0
+
+WITNESS_LOOK_S = 0.4
+"""Between two looks at the other hosts' sessions, which cost more than the rest of a claim."""
+
+_SYSTEM_CLOCK = SystemClock()
+_Callback = Callable[[str | None], None]
+
+
+class PostgresStorage:
+    """A `ProcessStorage`, `Hints` and `Transactions` in a Postgres database, version 14 or newer.
+
+    Everything opens at the first call, on the loop that makes it.
+
+    Args:
+        source: A DSN, or an asyncpg pool. With a pool there is no heartbeat of
+            its own: leases are renewed on the caller's loop, and a host that
+            dies is replaced when its lease ends.
+        schema: Where the tables are: 1 to 63 of a-z, 0-9 and _.
+        lease_ttl_s: How long a host that cannot be seen to have died keeps its
+            processes.
+        connections_max: Work connections of this object, from 1; a host has one
+            more for its heartbeat.
+        notify: Whether hosts tell each other with NOTIFY; without, they look
+            every `poll_s`. Behind a pooler it is off by itself.
+        migrate: Whether a schema that is missing or older is brought up to
+            date; else that is an error.
+        statement_cache_size: As asyncpg's; 0 behind a pooler that takes no
+            prepared statements.
+        retention: How long finished processes are kept; None for ever. They
+            are purged in batches by each host.
+        connect_timeout_s: For a new connection.
+
+    Raises:
+        InvalidArgumentError: An argument cannot be used; nothing was opened.
+    """
+
+    def __init__(
+        self,
+        source: "str | asyncpg.Pool[Record]",
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        lease_ttl_s: float = LEASE_TTL_S,
+        connections_max: int = CONNECTIONS_MAX,
+        notify: bool = True,
+        migrate: bool = True,
+        statement_cache_size: int | None = None,
+        retention: timedelta | None = None,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> None:
+        self._statements = Statements(schema)
+        self._clock: Clock = _SYSTEM_CLOCK
+        self._ttl_s = _checked("lease_ttl_s", lease_ttl_s)
+        self._migrate = migrate
+        self._notify = notify
+        self._instance = new_instance()
+        self._connections = Connections(
+            source,
+            connections_max=int(_checked("connections_max", connections_max)),
+            statement_cache_size=statement_cache_size,
+            connect_timeout_s=_checked("connect_timeout_s", connect_timeout_s),
+            setup=self._set_up,
+        )
+        self._fetch = self._connections.fetch
+        self._notifier = Notifier(self._fetch, self._statements, self._instance)
+        self._commits = Commits(self._fetch, self._statements["commit"], self._clock)
+        self._retention = Retention(self._fetch, self._statements["purge_finished"], retention)
+        self._hearts: dict[str, Heart] = {}
+        self._leases: set[str] = set()
+        self._lost_claims: set[str] = set()
+        self._looked_s = 0.0
+        self._subscribers: dict[object, tuple[asyncio.AbstractEventLoop, _Callback]] = {}
+
+    async def _set_up(self, connection: Any) -> None:
+        await ensure_schema(connection, self._statements, migrate=self._migrate)
+
+    # --- any client ----------------------------------------------------------------------
+
+    async def create(
+        self, processes: Sequence[NewProcess], lease: Lease | None = None
+    ) -> Sequence[Created]:
+        """Create processes; an id that exists is answered with what is there."""
+        _clients.check_size("create", processes)
+        answers = await _clients.create(self._fetch, self._statements, processes, lease)
+        self._tell(
+            [
+                each.row.process_id
+                for each in answers
+                if each.row is not None and each.fresh and each.row.owner is None
+            ]
+        )
+        return answers
+
+    async def deliver(self, events: Sequence[NewEvent], *, mailbox_max: int) -> Sequence[Delivered]:
+        """Put events into mailboxes, in the given order."""
+        answers = await _clients.deliver(self._fetch, self._statements, events, mailbox_max)
+        stored = [
+            (event.process_id, answer.owner)
+            for event, answer in zip(events, answers, strict=True)
+            if answer.event is not None
+        ]
+        self._hint([process_id for process_id, _ in stored])
+        self._notify_others(
+            [process_id for process_id, owner in stored if owner not in self._leases]
+        )
+        return answers
+
+    async def read(
+        self, process_ids: Sequence[str], *, history: bool = False
+    ) -> Sequence[Snapshot | None]:
+        """Read processes; None where there is no such id."""
+        _clients.check_size("read", process_ids)
+        if not process_ids:
+            return []
+        statement = self._statements["read_history" if history else "read"]
+        records = await self._fetch(statement, list(set(process_ids)))
+        found = {each["process_id"]: each for each in records}
+        return [
+            snapshot_of(found[process_id]) if process_id in found else None
+            for process_id in process_ids
+        ]
+
+    async def list(self, query: Query) -> Page:
+        """List processes in order of creation."""
+        records = await self._fetch(self._statements["list"], *query_columns(query))
+        rows = tuple(row_of(each) for each in records[: query.limit])
+        return Page(rows, cursor_after(rows[-1]) if len(records) > query.limit else None)
+
+    async def purge(self, process_ids: Sequence[str]) -> Sequence[Refusal | None]:
+        """Remove finished processes with everything of theirs."""
+        _clients.check_size("purge", process_ids)
+        return await _clients.purge(self._fetch, self._statements, process_ids)
+
+    # --- hosts ---------------------------------------------------------------------------
+
+    async def open_lease(self, host_id: str, label: str) -> Lease:
+        """Begin a host's right to write, or prolong it."""
+        statement = self._statements["open_lease"]
+        ((host_no, now_at),) = await self._fetch(statement, host_id, label, self._ttl_s)
+        self._leases.add(host_id)
+        if self._connections.dsn is not None and host_id not in self._hearts:
+            await self._start_heart(host_id, host_no, label)
+        self._retention.begin()
+        return Lease(host_id, label, self._ttl_s, now_at)
+
+    async def _start_heart(self, host_id: str, host_no: int, label: str) -> None:
+        heart = self._hearts[host_id] = Heart(
+            self._connections,
+            self._statements,
+            host_id=host_id,
+            host_no=host_no,
+            label=label,
+            ttl_s=self._ttl_s,
+            instance=self._instance,
+            on_news=self._heard if self._notify else None,
+            clock=self._clock,
+        )
+        heart.start()
+        try:
+            await heart.ready()
+        except StorageUnavailableError as error:
+            # It goes on trying; until then the end of the lease is all that others see.
+            _log.warning("host %s has no heartbeat yet: %s", host_id, error)
+
+    async def renew(self, lease: Lease) -> Lease:
+        """Prolong a lease."""
+        heart = self._hearts.get(lease.host_id)
+        if heart is not None:
+            return await heart.renew()
+        statement = self._statements["renew"]
+        ((now_at,),) = await self._fetch(statement, lease.host_id, self._ttl_s)
+        return Lease(lease.host_id, lease.label, self._ttl_s, now_at)
+
+    async def claim(
+        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+    ) -> Claims:
+        """Take claimable processes, and hear what is new for those already held."""
+        now_s = self._clock.monotonic_s()
+        by_witness = now_s - self._looked_s >= WITNESS_LOOK_S
+        if by_witness:
+            self._looked_s = now_s
+        try:
+            header, *records = await self._fetch(
+                self._statements["claim"],
+                lease.host_id,
+                claim_id,
+                list(names),
+                count_max,
+                by_witness,
+                claim_id in self._lost_claims,
+            )
+        except StorageUnknownError:
+            self._lost_claims.add(claim_id)
+            raise
+        self._lost_claims.discard(claim_id)
+        return Claims(
+            tuple(claimed_of(each) for each in records),
+            header["now_at"],
+            None if header["more"] else header["next_at"],
+            header["more"],
+        )
+
+    async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
+        """Record units of processes that the lease holds, in one go."""
+        answers = await self._commits.commit(lease, units)
+        left = [
+            unit.process_id
+            for unit, answer in zip(units, answers, strict=True)
+            if (unit.leave is not None or unit.ending is not None) and answer is DONE
+        ]
+        if left:
+            self._tell(left)
+        return answers
+
+    async def close_lease(self, lease: Lease) -> None:
+        """End a lease; what it still holds is claimable at once, without a death."""
+        await self._fetch(self._statements["close_lease"], lease.host_id)
+        await self._forget(lease)
+        self._tell([None])
+
+    async def _forget(self, lease: Lease) -> None:
+        self._leases.discard(lease.host_id)
+        self._commits.forget(lease)
+        heart = self._hearts.pop(lease.host_id, None)
+        if heart is not None:
+            await heart.close()
+
+    async def close(self) -> None:
+        """Give back connections and threads. Safe to repeat; the data stays."""
+        await self._retention.close()
+        hearts, self._hearts = list(self._hearts.values()), {}
+        for heart in hearts:
+            await heart.close()
+        await self._notifier.close()
+        await self._connections.close()
+
+    # --- hints ---------------------------------------------------------------------------
+
+    def subscribe(self, callback: Callable[[str | None], None]) -> Callable[[], None]:
+        """Call back on the caller's loop when something may have changed."""
+        token = object()
+        self._subscribers[token] = asyncio.get_running_loop(), callback
+
+        def unsubscribe() -> None:
+            self._subscribers.pop(token, None)
+
+        return unsubscribe
+
+    def _tell(self, process_ids: "Sequence[str | None]") -> None:
+        """Tell everybody, here and elsewhere."""
+        self._hint(process_ids)
+        self._notify_others(process_ids)
+
+    def _notify_others(self, process_ids: "Sequence[str | None]") -> None:
+        if self._notify and process_ids and not self._connections.pooled:
+            self._notifier.tell(process_ids[0] if len(process_ids) == 1 else None)
+
+    def _heard(self, process_id: str | None) -> None:
+        self._hint([process_id])
+
+    def _hint(self, process_ids: "Sequence[str | None]") -> None:
+        if process_ids:
+            for token, (loop, _) in self._subscribers.items():
+                loop.call_soon(self._call, token, process_ids)
+
+    def _call(self, token: object, process_ids: "Sequence[str | None]") -> None:
+        for process_id in process_ids:
+            if token not in self._subscribers:
+                return
+            self._subscribers[token][1](process_id)
+
+
+def _checked(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        raise InvalidArgumentError(f"{name} must be a number above 0, not {value!r}")
+    return value

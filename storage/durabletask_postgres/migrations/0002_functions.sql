@@ -1,0 +1,552 @@
+-- Functions: each is one round trip and one transaction. They are volatile, so in READ COMMITTED
+-- every statement of theirs has a snapshot of its own: they lock first and read later. In one
+-- statement the snapshot would be older than the locks, and would miss what was acknowledged
+-- while it waited for them.
+--
+-- SQLSTATEs: DT001 the lease is lost; DT002 the database has lost what it acknowledged;
+-- DT003 the transaction is not READ COMMITTED.
+--
+-- Lock order: process rows by id, then the fence. Nobody waits for a row while holding a fence.
+
+-- The only reader of the time. Tests put a clock of theirs in its place.
+create function durabletask.clock() returns timestamptz
+language sql volatile parallel safe
+begin atomic
+    select clock_timestamp();
+end;
+
+create function durabletask.is_finished(status text) returns boolean
+language sql immutable parallel safe
+begin atomic
+    select status in ('completed', 'failed', 'cancelled', 'terminated');
+end;
+
+create function durabletask.is_claimable(status text) returns boolean
+language sql immutable parallel safe
+begin atomic
+    select status in ('running', 'waiting', 'compensating');
+end;
+
+create function durabletask.may_follow(before text, after text) returns boolean
+language sql immutable parallel safe
+begin atomic
+    select case before
+        when 'running' then after in (
+            'running', 'waiting', 'suspended', 'compensating',
+            'completed', 'failed', 'cancelled', 'terminated', 'quarantined')
+        when 'waiting' then after in (
+            'running', 'waiting', 'suspended', 'compensating',
+            'completed', 'failed', 'cancelled', 'terminated', 'quarantined')
+        when 'suspended' then after in (
+            'suspended', 'running', 'waiting', 'cancelled', 'terminated')
+        when 'compensating' then after in (
+            'compensating', 'suspended', 'failed', 'cancelled', 'terminated', 'quarantined')
+        when 'failed' then after in ('failed', 'running', 'compensating')
+        when 'quarantined' then after in (
+            'quarantined', 'running', 'waiting', 'compensating', 'cancelled', 'terminated')
+        else false
+    end;
+end;
+
+-- Called first by whatever writes: what is answered must survive a crash of the server.
+create function durabletask.be_durable() returns void
+language plpgsql volatile as $$
+begin
+    if current_setting('synchronous_commit') in ('off', 'local', 'remote_write') then
+        perform set_config('synchronous_commit', 'on', true);
+    end if;
+end
+$$;
+
+create function durabletask.check_isolation() returns void
+language plpgsql stable as $$
+begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'the transaction is %, not read committed',
+            current_setting('transaction_isolation') using errcode = 'DT003';
+    end if;
+end
+$$;
+
+-- The fence: holds until the end of the transaction against whoever would take over.
+create function durabletask.hold_fence(host_id text) returns bigint
+language plpgsql volatile as $$
+declare
+    v_host_no bigint;
+begin
+    select f.host_no into v_host_no
+    from durabletask.fence f
+    where f.host_id = hold_fence.host_id and f.fenced_at is null
+    for share;
+    if v_host_no is null then
+        raise exception 'host % has lost its lease; nothing was written', hold_fence.host_id
+            using errcode = 'DT001';
+    end if;
+    return v_host_no;
+end
+$$;
+
+-- --- processes -----------------------------------------------------------------------------
+
+-- Remove everything of processes; the caller holds their rows.
+create function durabletask.remove(process_nos bigint[]) returns void
+language plpgsql volatile as $$
+begin
+    delete from durabletask.checkpoint where process_no = any (process_nos);
+    delete from durabletask.event where process_no = any (process_nos);
+    delete from durabletask.letter where process_no = any (process_nos);
+    delete from durabletask.process where process_no = any (process_nos);
+end
+$$;
+
+-- Create processes; return the numbers of those that were created. The rest exists. With a host,
+-- what may start at once belongs to it.
+create function durabletask.create_processes(
+    host_id text,
+    ids text[],
+    names text[],
+    inputs bytea[],
+    digests text[],
+    creation_ids text[],
+    replaces boolean[],
+    start_ats timestamptz[],
+    deadline_ats timestamptz[],
+    tags text[],
+    contexts bytea[],
+    parent_ids text[],
+    parent_incarnations bigint[],
+    parent_generations integer[],
+    parent_keys text[]
+) returns table (process_id text, process_no bigint, created_at timestamptz)
+language plpgsql volatile
+set lock_timeout = '100ms' as $$
+#variable_conflict use_column
+declare
+    v_host_no bigint;
+    v_now timestamptz;
+    v_replaced bigint[];
+begin
+    perform durabletask.be_durable();
+    if true = any (replaces) then
+        v_replaced := array(
+            select p.process_no
+            from durabletask.process p
+            join (
+                select distinct on (n.id) n.id, n.creation_id, n.replace
+                from unnest(ids, creation_ids, replaces) with ordinality
+                    as n (id, creation_id, replace, place)
+                order by n.id, n.place
+            ) n on n.id = p.process_id
+            -- A repeat after a lost answer must not replace its own creation.
+            where n.replace and durabletask.is_finished(p.status)
+                and p.creation_id <> n.creation_id
+            order by p.process_id
+            for update of p
+        );
+        perform durabletask.remove(v_replaced);
+    end if;
+    if host_id is not null then
+        v_host_no := durabletask.hold_fence(host_id);
+    end if;
+    v_now := durabletask.clock();
+    return query
+    insert into durabletask.process as p (
+        process_id, name, status, epoch, owner_no, claimable_at, created_at, updated_at, start_at,
+        started_at, deadline_at, creation_id, input_digest, tags, parent_id, parent_incarnation,
+        parent_generation, parent_key, context, input)
+    select distinct on (n.id)
+        n.id, n.name, 'running',
+        case when v_host_no is not null and coalesce(n.start_at <= v_now, true) then 1 else 0 end,
+        case when coalesce(n.start_at <= v_now, true) then v_host_no end,
+        case when v_host_no is null or n.start_at > v_now
+            then greatest(n.start_at, v_now) end,
+        v_now, v_now, n.start_at,
+        case when v_host_no is not null and coalesce(n.start_at <= v_now, true) then v_now end,
+        n.deadline_at, n.creation_id, n.digest, n.tags::jsonb, n.parent_id, n.parent_incarnation,
+        n.parent_generation, n.parent_key, n.context, n.input
+    from unnest(
+        ids, names, inputs, digests, creation_ids, start_ats, deadline_ats, tags, contexts,
+        parent_ids, parent_incarnations, parent_generations, parent_keys
+    ) with ordinality as n (
+        id, name, input, digest, creation_id, start_at, deadline_at, tags, context,
+        parent_id, parent_incarnation, parent_generation, parent_key, place)
+    -- In order of id: two batches that share ids wait for each other and do not lock each other out.
+    order by n.id, n.place
+    on conflict (process_id) do nothing
+    returning p.process_id, p.process_no, p.created_at;
+end
+$$;
+
+-- Purge finished processes; return why not for each that was asked for and is still there.
+create function durabletask.purge(ids text[])
+returns table (process_id text, refused text)
+language plpgsql volatile
+set lock_timeout = '1s' as $$
+#variable_conflict use_column
+begin
+    perform durabletask.be_durable();
+    perform 1 from durabletask.process p
+    where p.process_id = any (ids) order by p.process_id for update;
+    return query
+    select i.id,
+        case
+            when p.process_no is null then 'unknown process'
+            when not durabletask.is_finished(p.status) then 'process has not finished'
+        end
+    from (select distinct unnest(ids) as id) i
+    left join durabletask.process p on p.process_id = i.id;
+    perform durabletask.remove(array(
+        select p.process_no from durabletask.process p
+        where p.process_id = any (ids) and durabletask.is_finished(p.status)
+    ));
+end
+$$;
+
+-- Remove up to `count_max` processes that finished longer ago than `keep`, oldest first; return how
+-- many. What is locked is left for the next time.
+create function durabletask.purge_finished(keep interval, count_max integer) returns integer
+language plpgsql volatile as $$
+declare
+    v_nos bigint[];
+begin
+    v_nos := array(
+        select p.process_no from durabletask.process p
+        where p.finished_at < durabletask.clock() - keep
+        order by p.finished_at
+        limit count_max
+        for update skip locked
+    );
+    perform durabletask.remove(v_nos);
+    return cardinality(v_nos);
+end
+$$;
+
+-- --- events --------------------------------------------------------------------------------
+
+-- Put an event into the mailbox of a process whose row the caller holds; return its position.
+create function durabletask.put_event(
+    process_no bigint, event_id text, name text, payload bytea, now_at timestamptz
+) returns integer
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    v_position integer;
+begin
+    update durabletask.process p
+    set event_count = p.event_count + 1,
+        unconsumed = p.unconsumed + 1,
+        news = p.owner_no is not null,
+        claimable_at = case
+            when p.parked and durabletask.is_claimable(p.status) then now_at
+            else p.claimable_at
+        end,
+        parked = false
+    where p.process_no = put_event.process_no
+    returning p.event_count into v_position;
+    insert into durabletask.event (process_no, position, at, event_id, name, payload)
+    values (put_event.process_no, v_position, now_at, put_event.event_id, put_event.name,
+        put_event.payload);
+    return v_position;
+end
+$$;
+
+-- Move what callers' transactions have raised into the mailboxes of these processes, whose rows
+-- the caller holds: so two movers cannot turn the order of one sender's letters.
+create function durabletask.move_letters(process_nos bigint[], now_at timestamptz) returns void
+language plpgsql volatile as $$
+declare
+    v_letter record;
+begin
+    for v_letter in
+        with moved as (
+            delete from durabletask.letter l where l.process_no = any (process_nos) returning l.*
+        )
+        select m.*, p.status
+        from moved m join durabletask.process p on p.process_no = m.process_no
+        order by m.letter_no
+    loop
+        if not durabletask.is_finished(v_letter.status) and not exists (
+            select from durabletask.event e
+            where e.process_no = v_letter.process_no and e.event_id = v_letter.event_id
+        ) then
+            perform durabletask.put_event(
+                v_letter.process_no, v_letter.event_id, v_letter.name, v_letter.payload, now_at);
+        end if;
+    end loop;
+end
+$$;
+
+-- Deliver events in the given order.
+create function durabletask.deliver(
+    ids text[], event_ids text[], names text[], payloads bytea[], mailbox_max integer
+) returns table (
+    place integer, refused text, owner text, "position" integer, name text, payload bytea,
+    at timestamptz, consumed boolean)
+language plpgsql volatile
+set lock_timeout = '1s' as $$
+#variable_conflict use_column
+declare
+    v_now timestamptz;
+    v_new record;
+    v_process record;
+    v_event record;
+begin
+    perform durabletask.check_isolation();
+    perform durabletask.be_durable();
+    perform 1 from durabletask.process p
+    where p.process_id = any (ids) order by p.process_id for update;
+    v_now := durabletask.clock();
+    if exists (select from durabletask.letter) then
+        perform durabletask.move_letters(
+            array(select p.process_no from durabletask.process p where p.process_id = any (ids)),
+            v_now);
+    end if;
+    for v_new in
+        select n.* from unnest(ids, event_ids, names, payloads) with ordinality
+            as n (id, event_id, name, payload, place)
+        order by n.place
+    loop
+        place := v_new.place;
+        refused := null; owner := null; position := null; name := null; payload := null;
+        at := null; consumed := null;
+        select p.process_no, p.status, p.unconsumed, f.host_id as owner into v_process
+        from durabletask.process p left join durabletask.fence f on f.host_no = p.owner_no
+        where p.process_id = v_new.id;
+        if not found then
+            refused := 'unknown process';
+            return next;
+            continue;
+        end if;
+        owner := v_process.owner;
+        -- Known first: a repeat after a lost answer must find what it wrote, even if the process
+        -- has ended or its mailbox has filled since.
+        select e.* into v_event from durabletask.event e
+        where e.process_no = v_process.process_no and e.event_id = v_new.event_id;
+        if found then
+            position := v_event.position;
+            name := v_event.name;
+            payload := v_event.payload;
+            at := v_event.at;
+            consumed := v_event.consumed;
+        elsif durabletask.is_finished(v_process.status) then
+            refused := 'process has finished';
+        elsif v_process.unconsumed >= mailbox_max then
+            refused := 'mailbox is full';
+        else
+            position := durabletask.put_event(
+                v_process.process_no, v_new.event_id, v_new.name, v_new.payload, v_now);
+            at := v_now;
+            consumed := false;
+        end if;
+        return next;
+    end loop;
+end
+$$;
+
+-- Raise an event in the caller's own transaction: locks no process row, however long that is open.
+create function durabletask.post_letter(
+    id text, event_id text, name text, payload bytea, mailbox_max integer
+) returns text
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    v_process record;
+begin
+    perform durabletask.be_durable();
+    select p.process_no, p.status, p.unconsumed into v_process
+    from durabletask.process p where p.process_id = id;
+    if not found then
+        return 'unknown process';
+    end if;
+    if exists (
+        select from durabletask.event e
+        where e.process_no = v_process.process_no and e.event_id = post_letter.event_id
+    ) then
+        return null;
+    end if;
+    if durabletask.is_finished(v_process.status) then
+        return 'process has finished';
+    end if;
+    if v_process.unconsumed >= mailbox_max then
+        return 'mailbox is full';
+    end if;
+    insert into durabletask.letter (process_no, event_id, name, payload)
+    values (v_process.process_no, post_letter.event_id, post_letter.name, post_letter.payload);
+    return null;
+end
+$$;
+
+-- --- leases --------------------------------------------------------------------------------
+
+create function durabletask.open_lease(host_id text, label text, ttl_s double precision)
+returns table (host_no bigint, now_at timestamptz)
+language plpgsql volatile as $$
+#variable_conflict use_column
+begin
+    perform durabletask.be_durable();
+    now_at := durabletask.clock();
+    insert into durabletask.fence as f (host_id, label, opened_at)
+    values (open_lease.host_id, open_lease.label, now_at)
+    on conflict (host_id) do update set label = f.label where f.fenced_at is null
+    returning f.host_no into host_no;
+    if host_no is null then
+        raise exception 'host % has lost its lease for good', open_lease.host_id
+            using errcode = 'DT001';
+    end if;
+    insert into durabletask.lease (host_no, expires_at)
+    values (host_no, now_at + make_interval(secs => ttl_s))
+    on conflict (host_no) do update set expires_at = excluded.expires_at;
+    return next;
+end
+$$;
+
+-- Prolong a lease. Touches no fence, so it never waits for the host's own commits.
+create function durabletask.renew_lease(host_id text, ttl_s double precision) returns timestamptz
+language plpgsql volatile as $$
+declare
+    v_now timestamptz := durabletask.clock();
+begin
+    -- The fence is looked at after the row is locked: whoever takes over holds that lock first.
+    update durabletask.lease l
+    set expires_at = v_now + make_interval(secs => ttl_s)
+    from durabletask.fence f
+    where f.host_id = renew_lease.host_id and l.host_no = f.host_no;
+    if not found or not exists (
+        select from durabletask.fence f
+        where f.host_id = renew_lease.host_id and f.fenced_at is null
+    ) then
+        raise exception 'host % has lost its lease', renew_lease.host_id using errcode = 'DT001';
+    end if;
+    return v_now;
+end
+$$;
+
+-- The advisory lock that a host's session holds for as long as the host lives.
+create function durabletask.bear_witness(host_id text) returns boolean
+language plpgsql volatile as $$
+declare
+    v_host_no bigint;
+begin
+    select f.host_no into v_host_no from durabletask.fence f
+    where f.host_id = bear_witness.host_id and f.fenced_at is null;
+    if v_host_no is null or not pg_try_advisory_lock(1146372947, v_host_no::integer) then
+        return false;
+    end if;
+    update durabletask.lease l set witness = true where l.host_no = v_host_no and not l.witness;
+    return true;
+end
+$$;
+
+-- Take all processes from a fenced host that can be locked; return whether none is left.
+create function durabletask.let_go(host_no bigint, died boolean, now_at timestamptz) returns boolean
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    v_nos bigint[];
+begin
+    v_nos := array(
+        select p.process_no from durabletask.process p
+        where p.owner_no = let_go.host_no
+        order by p.process_id
+        for update skip locked
+    );
+    update durabletask.process p
+    set owner_no = null,
+        parked = false,
+        news = false,
+        claimable_at = case when durabletask.is_claimable(p.status) then now_at end,
+        updated_at = now_at,
+        seq = greatest(p.seq, r.seq),
+        -- A death counts if nothing was recorded since the process was claimed.
+        deaths = case
+            when greatest(p.seq, r.seq) > 0 then 0
+            when died then p.deaths + 1
+            else p.deaths
+        end
+    from (
+        select n.process_no, max(c.seq) as seq
+        from unnest(v_nos) as n (process_no)
+        join durabletask.process q on q.process_no = n.process_no
+        left join durabletask.checkpoint c
+            on c.process_no = q.process_no and c.epoch = q.epoch
+        group by n.process_no
+    ) r
+    where p.process_no = r.process_no;
+    if exists (select from durabletask.process p where p.owner_no = let_go.host_no) then
+        return false;
+    end if;
+    delete from durabletask.lease l where l.host_no = let_go.host_no;
+    delete from durabletask.claim_mark m where m.host_no = let_go.host_no;
+    return true;
+end
+$$;
+
+create function durabletask.close_lease(host_id text) returns void
+language plpgsql volatile as $$
+declare
+    v_host_no bigint;
+    v_now timestamptz;
+begin
+    perform durabletask.be_durable();
+    update durabletask.fence f
+    set fenced_at = durabletask.clock()
+    where f.host_id = close_lease.host_id and f.fenced_at is null
+    returning f.host_no into v_host_no;
+    if v_host_no is not null then
+        v_now := durabletask.clock();
+        -- What cannot be locked now is let go by the next claim of anybody: the lease has ended.
+        if not durabletask.let_go(v_host_no, false, v_now) then
+            update durabletask.lease l set expires_at = v_now where l.host_no = v_host_no;
+        end if;
+    end if;
+end
+$$;
+
+-- Fence the hosts whose lease has ended, and with `by_witness` those whose session is gone.
+create function durabletask.fence_the_dead(me bigint, by_witness boolean) returns boolean
+language plpgsql volatile as $$
+declare
+    v_now timestamptz := durabletask.clock();
+    v_by_witness boolean := false;
+    v_other record;
+    v_any boolean := false;
+begin
+    -- A restart of the server ends every session: only one that has outlived the grace, on a server
+    -- that has, may conclude anything from a missing lock.
+    if by_witness then
+        v_by_witness := clock_timestamp() - pg_postmaster_start_time() > interval '0.5 s'
+            and (
+                select clock_timestamp() - a.backend_start > interval '0.5 s'
+                from pg_stat_get_activity(pg_backend_pid()) a
+            );
+    end if;
+    for v_other in
+        select l.host_no
+        from durabletask.lease l
+        where l.host_no <> me
+            and (
+                l.expires_at <= v_now
+                or (v_by_witness and l.witness and not exists (
+                    select from pg_locks k
+                    where k.locktype = 'advisory' and k.classid = 1146372947
+                        and k.objid = (l.host_no % 2147483648)::oid and k.objsubid = 2
+                        and k.database = (
+                            select d.oid from pg_database d where d.datname = current_database())
+                ))
+            )
+        order by l.host_no
+        for update skip locked
+    loop
+        begin
+            -- Waits for the commits that hold the fence, and keeps later ones out.
+            update durabletask.fence f set fenced_at = v_now
+            where f.host_no = v_other.host_no and f.fenced_at is null;
+        exception when lock_not_available then
+            continue;  -- a transaction of that host hangs; the next claim tries again
+        end;
+        perform durabletask.let_go(v_other.host_no, found, durabletask.clock());
+        v_any := true;
+    end loop;
+    return v_any;
+end
+$$;

@@ -1,0 +1,360 @@
+-- Group commit: what all processes of a host write at one moment, in one transaction.
+
+-- Record units of processes that the host holds; return what was not simply done.
+--
+-- A *step* is a unit of one new checkpoint and nothing else: it changes no process row and locks
+-- none, since nobody can take a process from a host whose fence is held. A *change* is any other
+-- unit; at most one of each process, and after that process's steps. The caller cuts its batch
+-- accordingly.
+--
+-- With `skip_busy`, changes whose row another transaction holds are answered "busy" at once;
+-- without, they are waited for until lock_timeout refuses the batch.
+--
+-- A unit comes back with `refused`, or once for each checkpoint that is held in place of its own;
+-- with "again" it is not newer than the last one applied, and nothing of it was written now.
+create function durabletask.commit_units(
+    host_id text,
+    skip_busy boolean,
+    -- The last thing that the caller was told of: a checkpoint, or with no key that a process left it.
+    mark_no bigint,
+    mark_epoch integer,
+    mark_seq integer,
+    mark_kind text,
+    mark_key text,
+    mark_index integer,
+    -- Steps.
+    step_units integer[],
+    step_ids text[],
+    step_nos bigint[],
+    step_epochs integer[],
+    step_seqs integer[],
+    step_kinds text[],
+    step_keys text[],
+    step_indexes integer[],
+    step_forms text[],
+    step_payloads bytea[],
+    -- Changes.
+    change_units integer[],
+    change_ids text[],
+    change_nos bigint[],
+    change_epochs integer[],
+    change_seqs integer[],
+    change_statuses text[],
+    change_wake_ats timestamptz[],
+    change_endings text[],
+    change_ending_forms text[],
+    change_ending_payloads bytea[],
+    change_leaves text[],
+    change_consumed integer[],  -- how many events each takes
+    -- The changes' checkpoints, by the change's process_no.
+    point_nos bigint[],
+    point_ordinals smallint[],
+    point_kinds text[],
+    point_keys text[],
+    point_indexes integer[],
+    point_forms text[],
+    point_payloads bytea[],
+    point_replaces boolean[],
+    point_first_wins boolean[],
+    -- The events that they take.
+    event_nos bigint[],
+    event_positions integer[]
+) returns table (
+    unit integer, refused text, kind text, key text, index integer, form text, payload bytea,
+    replaces boolean, epoch integer, seq integer, at timestamptz)
+language plpgsql volatile
+set lock_timeout = '100ms' as $$
+#variable_conflict use_column
+declare
+    v_host_no bigint;
+    v_now timestamptz;
+    v_rewound boolean;
+    v_count bigint;
+    v_locked bigint[];
+    v_held bigint[];
+    v_missing bigint[];
+    v_verdicts text[];
+begin
+    perform durabletask.check_isolation();
+    perform durabletask.be_durable();
+
+    if cardinality(change_units) > 0 then
+        if skip_busy then
+            v_locked := array(
+                select p.process_no from durabletask.process p
+                where p.process_no = any (change_nos)
+                order by p.process_id for update skip locked);
+        else
+            v_locked := array(
+                select p.process_no from durabletask.process p
+                where p.process_no = any (change_nos)
+                order by p.process_id for update);
+        end if;
+    end if;
+    v_host_no := durabletask.hold_fence(host_id);
+
+    -- From here on nobody else can change what this host holds.
+    v_now := durabletask.clock();
+    if mark_no is null then
+        v_rewound := false;
+    elsif mark_key is null then
+        v_rewound := exists (
+            select from durabletask.process p
+            where p.process_no = mark_no and p.epoch = mark_epoch and p.owner_no = v_host_no);
+    else
+        v_rewound := not exists (
+            select from durabletask.checkpoint c
+            where c.process_no = mark_no and c.key = mark_key and c.index = mark_index
+                and c.kind = mark_kind and (c.epoch, c.seq) >= (mark_epoch, mark_seq));
+    end if;
+    if v_rewound then
+        raise exception 'the database does not hold what it acknowledged to host %', host_id
+            using errcode = 'DT002';
+    end if;
+
+    if cardinality(step_units) > 0 then
+        insert into durabletask.checkpoint
+            (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+        select s.process_no, v_now, s.epoch, s.seq, s.index, 0, false, s.kind, s.key, s.form, s.payload
+        from unnest(
+            step_ids, step_nos, step_epochs, step_seqs, step_kinds, step_keys, step_indexes,
+            step_forms, step_payloads
+        ) as s (process_id, process_no, epoch, seq, kind, key, index, form, payload)
+        join durabletask.process p on p.process_no = s.process_no
+        where p.process_id = s.process_id and p.epoch = s.epoch and p.owner_no = v_host_no
+            and s.seq > p.seq
+        on conflict do nothing;
+        get diagnostics v_count = row_count;
+        if v_count < cardinality(step_units) then
+            return query
+            select judged.unit, judged.refused, judged.kind, judged.key, judged.index, judged.form,
+                judged.payload, judged.replaces, judged.epoch, judged.seq, judged.at
+            from (
+                select s.unit,
+                    case
+                        when p.process_no is null or p.epoch <> s.epoch then 'process belongs to another host, epoch or incarnation'
+                        when s.seq > p.seq and p.owner_no is distinct from v_host_no then
+                            case when durabletask.is_finished(p.status) then 'process has finished'
+                                else 'process belongs to another host, epoch or incarnation' end
+                        when s.seq > p.seq and c.process_no is null then 'busy'
+                        when s.seq <= p.seq and (
+                            c.process_no is null or (c.epoch = s.epoch and c.seq = s.seq)
+                        ) then 'again'
+                    end as refused,
+                    c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq, c.at,
+                    c.epoch is distinct from s.epoch or c.seq is distinct from s.seq as other
+                from unnest(
+                    step_units, step_ids, step_nos, step_epochs, step_seqs, step_kinds, step_keys,
+                    step_indexes
+                ) as s (unit, process_id, process_no, epoch, seq, kind, key, index)
+                left join durabletask.process p
+                    on p.process_no = s.process_no and p.process_id = s.process_id
+                left join durabletask.checkpoint c
+                    on c.process_no = p.process_no and c.key = s.key and c.index = s.index
+                    and c.kind = s.kind
+            ) judged
+            where judged.refused is not null or (judged.other and judged.kind is not null);
+        end if;
+    end if;
+
+    if cardinality(change_units) = 0 then
+        return;
+    end if;
+
+    -- Judge all of them before anything is written.
+    v_held := array(
+        select distinct t.process_no
+        from unnest(point_nos, point_keys, point_indexes, point_kinds, point_first_wins)
+            as t (process_no, key, index, kind, first_wins)
+        join unnest(change_nos, change_epochs, change_seqs) as a (process_no, epoch, seq)
+            on a.process_no = t.process_no
+        join durabletask.checkpoint c
+            on c.process_no = t.process_no and c.key = t.key and c.index = t.index
+            and c.kind = t.kind
+        where t.first_wins and (c.epoch <> a.epoch or c.seq <> a.seq)
+    );
+    v_missing := array(
+        select n.process_no
+        from unnest(event_nos, event_positions) as n (process_no, position)
+        left join durabletask.event e
+            on e.process_no = n.process_no and e.position = n.position and not e.consumed
+        group by n.process_no
+        having count(e.position) < count(*) or count(distinct n.position) < count(*)
+    );
+    v_verdicts := array(
+        select case
+            when p.process_no is null or p.epoch <> a.epoch then
+                'process belongs to another host, epoch or incarnation'
+            when skip_busy and not (a.process_no = any (v_locked)) then 'busy'
+            when a.seq <= p.seq then 'again'
+            when p.owner_no is distinct from v_host_no then case
+                when durabletask.is_finished(p.status) then 'process has finished'
+                else 'process belongs to another host, epoch or incarnation'
+            end
+            when a.process_no = any (v_held) then 'held'
+            when a.process_no = any (v_missing) then 'event was consumed already or never existed'
+            when a.status is not null and not (
+                a.status in ('running', 'waiting', 'compensating', 'suspended')
+                and durabletask.may_follow(p.status, a.status)
+            ) or a.ending is not null and not (
+                a.ending in ('completed', 'failed', 'cancelled', 'terminated', 'quarantined')
+                and durabletask.may_follow(coalesce(a.status, p.status), a.ending)
+            ) then 'this status cannot follow the recorded one'
+            else 'good'
+        end
+        from unnest(
+            change_ids, change_nos, change_epochs, change_seqs, change_statuses, change_endings
+        ) with ordinality as a (process_id, process_no, epoch, seq, status, ending, place)
+        left join durabletask.process p
+            on p.process_no = a.process_no and p.process_id = a.process_id
+        order by a.place
+    );
+
+    insert into durabletask.checkpoint
+        (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+    select t.process_no, v_now, a.epoch, a.seq, t.index, t.ordinal, false, t.kind, t.key, t.form,
+        t.payload
+    from unnest(
+        point_nos, point_ordinals, point_kinds, point_keys, point_indexes, point_forms,
+        point_payloads, point_replaces
+    ) as t (process_no, ordinal, kind, key, index, form, payload, replaces)
+    join unnest(change_nos, change_epochs, change_seqs, v_verdicts)
+        as a (process_no, epoch, seq, verdict) on a.process_no = t.process_no
+    where a.verdict = 'good' and not t.replaces;
+
+    if true = any (point_replaces) then
+        insert into durabletask.checkpoint as c
+            (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+        select t.process_no, v_now, a.epoch, a.seq, t.index, t.ordinal, true, t.kind, t.key, t.form,
+            t.payload
+        from unnest(
+            point_nos, point_ordinals, point_kinds, point_keys, point_indexes, point_forms,
+            point_payloads, point_replaces
+        ) as t (process_no, ordinal, kind, key, index, form, payload, replaces)
+        join unnest(change_nos, change_epochs, change_seqs, v_verdicts)
+            as a (process_no, epoch, seq, verdict) on a.process_no = t.process_no
+        where a.verdict = 'good' and t.replaces
+        on conflict (process_no, key, index, kind) do update
+        set at = excluded.at, epoch = excluded.epoch, seq = excluded.seq,
+            ordinal = excluded.ordinal, replaces = true, form = excluded.form,
+            payload = excluded.payload;
+    end if;
+
+    if cardinality(event_nos) > 0 then
+        update durabletask.event e
+        set consumed = true
+        from unnest(event_nos, event_positions) as n (process_no, position)
+        join unnest(change_nos, v_verdicts) as a (process_no, verdict)
+            on a.process_no = n.process_no
+        where a.verdict = 'good' and e.process_no = n.process_no and e.position = n.position;
+    end if;
+
+    update durabletask.process p
+    set seq = a.seq,
+        updated_at = v_now,
+        deaths = 0,
+        status = coalesce(a.ending, a.status, p.status),
+        wake_at = case
+            when a.ending is not null then null
+            when a.status is not null then a.wake_at
+            else p.wake_at
+        end,
+        ending_form = coalesce(a.ending_form, p.ending_form),
+        ending_payload = case when a.ending is null then p.ending_payload else a.ending_payload end,
+        finished_at = case when durabletask.is_finished(a.ending) then v_now end,
+        owner_no = case when a.ending is null and a.leave is null then p.owner_no end,
+        -- An event that the host has not heard of must not sleep with the process.
+        parked = a.ending is null and a.leave is not null and a.leave = 'parked' and not p.news,
+        claimable_at = case
+            when a.ending is null and a.leave is not null
+                and durabletask.is_claimable(coalesce(a.status, p.status))
+            then case
+                when a.leave = 'parked' and not p.news then
+                    case when a.status is not null then a.wake_at else p.wake_at end
+                else v_now
+            end
+        end,
+        news = p.news and a.ending is null and a.leave is null,
+        unconsumed = p.unconsumed - a.consumed
+    from unnest(
+        change_nos, change_seqs, change_statuses, change_wake_ats, change_endings,
+        change_ending_forms, change_ending_payloads, change_leaves, change_consumed, v_verdicts
+    ) as a (
+        process_no, seq, status, wake_at, ending,
+        ending_form, ending_payload, leave, consumed, verdict)
+    where a.verdict = 'good' and p.process_no = a.process_no;
+    get diagnostics v_count = row_count;
+
+    if v_count < cardinality(change_units) then
+        return query
+        select a.unit, a.verdict, null, null, null::integer, null, null::bytea, null::boolean,
+            null::integer, null::integer, null::timestamptz
+        from unnest(change_units, v_verdicts) as a (unit, verdict)
+        where a.verdict not in ('good', 'held');
+        return query
+        select a.unit, null, c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq,
+            c.at
+        from unnest(change_units, change_nos, change_epochs, change_seqs, v_verdicts)
+            as a (unit, process_no, epoch, seq, verdict)
+        join unnest(
+            point_nos, point_ordinals, point_kinds, point_keys, point_indexes, point_first_wins
+        ) as t (process_no, ordinal, kind, key, index, first_wins) on t.process_no = a.process_no
+        join durabletask.checkpoint c
+            on c.process_no = t.process_no and c.key = t.key and c.index = t.index
+            and c.kind = t.kind
+        where a.verdict in ('again', 'held') and t.first_wins
+            and (c.epoch <> a.epoch or c.seq <> a.seq)
+        order by a.unit, t.ordinal;
+    end if;
+end
+$$;
+
+-- Record a checkpoint inside a transaction of the process's own; return what is held in its place,
+-- if another unit has recorded it. With `reserve` nothing but the place is taken, which the repeat
+-- of a transaction whose answer was lost does first: an earlier one that is still on its way is
+-- waited for, and one that has committed shows.
+create function durabletask.record_within(
+    host_id text, process_id text, process_no bigint, epoch integer, seq integer, kind text,
+    key text, form text, payload bytea, reserve boolean
+) returns table (
+    refused text, held_form text, held_payload bytea, held_epoch integer, held_seq integer,
+    held_at timestamptz)
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    v_host_no bigint;
+begin
+    perform durabletask.check_isolation();
+    perform durabletask.be_durable();
+    -- A host that is stopped just before its COMMIT must not keep the fence from being taken.
+    perform set_config('idle_in_transaction_session_timeout', '5s', true);
+    v_host_no := durabletask.hold_fence(record_within.host_id);
+    if not exists (
+        select from durabletask.process p
+        where p.process_no = record_within.process_no and p.process_id = record_within.process_id
+            and p.epoch = record_within.epoch and p.owner_no = v_host_no
+    ) then
+        refused := 'process belongs to another host, epoch or incarnation';
+        return next;
+        return;
+    end if;
+    insert into durabletask.checkpoint as c
+        (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+    values (
+        record_within.process_no, durabletask.clock(), record_within.epoch, record_within.seq, -1,
+        0, false, record_within.kind, record_within.key, record_within.form,
+        record_within.payload)
+    on conflict (process_no, key, index, kind) do update
+    -- Only what this very transaction has reserved is filled in.
+    set form = excluded.form, payload = excluded.payload, at = excluded.at
+    where c.form = 'reserved' and not reserve
+        and c.epoch = excluded.epoch and c.seq = excluded.seq;
+    if not found then
+        return query
+        select null::text, c.form, c.payload, c.epoch, c.seq, c.at
+        from durabletask.checkpoint c
+        where c.process_no = record_within.process_no and c.key = record_within.key
+            and c.index = -1 and c.kind = record_within.kind;
+    end if;
+end
+$$;

@@ -1,0 +1,193 @@
+-- Claims: take what may run, with its history, and tell what is new for what is held.
+
+-- Take up to `count_max` claimable processes of these names, longest claimable first, and return
+-- them with their checkpoints and mailboxes, and the news of those held already.
+--
+-- The first row is a header without a process. Everything is read after it was locked, by later
+-- statements than those that lock.
+create function durabletask.claim(
+    host_id text, claim_id text, names text[], count_max integer, by_witness boolean,
+    is_repeat boolean
+) returns table (
+    now_at timestamptz, next_at timestamptz, more boolean, fresh boolean,
+    process_no bigint, process_id text, name text, status text, epoch integer, seq integer,
+    deaths integer, generation integer, parked boolean, owner text, owner_label text,
+    wake_at timestamptz, created_at timestamptz, updated_at timestamptz, start_at timestamptz,
+    started_at timestamptz, deadline_at timestamptz, finished_at timestamptz, creation_id text,
+    input_digest text, tags jsonb, parent_id text, parent_incarnation bigint,
+    parent_generation integer, parent_key text, ending_form text, ending_payload bytea,
+    context bytea, input bytea,
+    kinds text[], keys text[], indexes integer[], forms text[], payloads bytea[],
+    replaces boolean[], epochs integer[], seqs integer[], ats timestamptz[],
+    event_positions integer[], event_ids text[], event_names text[], event_payloads bytea[],
+    event_ats timestamptz[], event_consumed boolean[])
+language plpgsql volatile
+set lock_timeout = '1s' as $$
+#variable_conflict use_column
+declare
+    v_host_no bigint;
+    v_mark record;
+    v_nos bigint[];
+    v_epochs integer[];
+    v_news bigint[];
+    v_shares integer[];
+begin
+    perform durabletask.check_isolation();
+    perform durabletask.be_durable();
+    v_host_no := durabletask.hold_fence(host_id);
+    -- One claim of a host at a time: a copy of one whose answer was lost may still be on its way.
+    perform pg_advisory_xact_lock(1146372948, v_host_no::integer);
+    perform durabletask.fence_the_dead(v_host_no, by_witness);
+    now_at := durabletask.clock();
+
+    select m.* into v_mark from durabletask.claim_mark m
+    where m.host_no = v_host_no and m.claim_id = claim.claim_id;
+    if found then
+        v_nos := v_mark.taken;
+        v_epochs := v_mark.epochs;
+        v_news := v_mark.news;
+    else
+        if exists (select from durabletask.letter) then
+            perform durabletask.move_letters(array(
+                select p.process_no from durabletask.process p
+                where p.process_no in (select distinct l.process_no from durabletask.letter l)
+                order by p.process_id
+                for update skip locked
+            ), now_at);
+        end if;
+        with heard as (
+            update durabletask.process p
+            set news = false
+            from (
+                select q.process_no from durabletask.process q
+                where q.owner_no = v_host_no and q.news
+                for update skip locked
+            ) q
+            where p.process_no = q.process_no
+            returning p.process_no
+        )
+        select coalesce(array_agg(h.process_no), '{}') into v_news from heard h;
+
+        -- How many of each name are among the longest claimable; then that many are locked.
+        v_shares := array(
+            select count(e.claimable_at)::integer
+            from unnest(names) with ordinality as n (name, place)
+            left join (
+                select n.place, c.claimable_at
+                from unnest(names) with ordinality as n (name, place)
+                cross join lateral (
+                    select p.claimable_at from durabletask.process p
+                    where p.name = n.name and p.claimable_at <= claim.now_at
+                    order by p.claimable_at, p.process_no
+                    limit count_max
+                ) c
+                order by c.claimable_at
+                limit count_max
+            ) e on e.place = n.place
+            group by n.place
+            order by n.place
+        );
+        with picked as (
+            select c.process_no, c.claimable_at
+            from unnest(names, v_shares) as n (name, share)
+            cross join lateral (
+                select p.process_no, p.claimable_at from durabletask.process p
+                where p.name = n.name and p.claimable_at <= claim.now_at
+                order by p.claimable_at, p.process_no
+                limit n.share
+                for update skip locked
+            ) c
+        ), taken as (
+            update durabletask.process p
+            set epoch = p.epoch + 1,
+                seq = 0,
+                owner_no = v_host_no,
+                parked = false,
+                news = false,
+                claimable_at = null,
+                started_at = coalesce(p.started_at, claim.now_at),
+                updated_at = claim.now_at
+            from picked
+            where p.process_no = picked.process_no
+            returning p.process_no, p.epoch, picked.claimable_at
+        )
+        select coalesce(array_agg(t.process_no order by t.claimable_at, t.process_no), '{}'),
+            coalesce(array_agg(t.epoch order by t.claimable_at, t.process_no), '{}')
+        into v_nos, v_epochs
+        from taken t;
+
+        if cardinality(v_nos) > 0 or cardinality(v_news) > 0 or is_repeat then
+            insert into durabletask.claim_mark (host_no, claim_id, taken, epochs, news)
+            values (v_host_no, claim_id, v_nos, v_epochs, v_news);
+            -- A copy that is later than this many claims has met a lock_timeout long ago.
+            delete from durabletask.claim_mark m
+            where m.host_no = v_host_no and m.claim_no <= (
+                select k.claim_no from durabletask.claim_mark k
+                where k.host_no = v_host_no order by k.claim_no desc offset 64 limit 1
+            );
+        end if;
+    end if;
+
+    more := cardinality(v_nos) >= count_max and exists (
+        select from unnest(names) as n (name)
+        join durabletask.process p on p.name = n.name and p.claimable_at <= claim.now_at
+    );
+    next_at := (
+        select min(c.claimable_at)
+        from unnest(names) as n (name)
+        cross join lateral (
+            select p.claimable_at from durabletask.process p
+            where p.name = n.name and p.claimable_at > claim.now_at
+            order by p.claimable_at
+            limit 1
+        ) c
+    );
+    return next;
+
+    if cardinality(v_nos) + cardinality(v_news) = 0 then
+        return;
+    end if;
+    return query
+    select claim.now_at, claim.next_at, claim.more, t.fresh,
+        r.process_no, r.process_id, r.name, r.status, r.epoch, r.seq, r.deaths, r.generation,
+        r.parked, r.owner, r.owner_label, r.wake_at, r.created_at, r.updated_at, r.start_at,
+        r.started_at, r.deadline_at, r.finished_at, r.creation_id, r.input_digest, r.tags,
+        r.parent_id, r.parent_incarnation, r.parent_generation, r.parent_key, r.ending_form,
+        r.ending_payload, r.context, r.input,
+        c.kinds, c.keys, c.indexes, c.forms, c.payloads, c.replaces, c.epochs, c.seqs, c.ats,
+        e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed
+    from (
+        select n.process_no, n.epoch, n.place, true as fresh
+        from unnest(v_nos, v_epochs) with ordinality as n (process_no, epoch, place)
+        union all
+        select n.process_no, null, cardinality(v_nos) + n.place, false
+        from unnest(v_news) with ordinality as n (process_no, place)
+    ) t
+    join durabletask.process_row r on r.process_no = t.process_no
+    left join lateral (
+        select array_agg(c.kind order by c.epoch, c.seq, c.ordinal) as kinds,
+            array_agg(c.key order by c.epoch, c.seq, c.ordinal) as keys,
+            array_agg(c.index order by c.epoch, c.seq, c.ordinal) as indexes,
+            array_agg(c.form order by c.epoch, c.seq, c.ordinal) as forms,
+            array_agg(c.payload order by c.epoch, c.seq, c.ordinal) as payloads,
+            array_agg(c.replaces order by c.epoch, c.seq, c.ordinal) as replaces,
+            array_agg(c.epoch order by c.epoch, c.seq, c.ordinal) as epochs,
+            array_agg(c.seq order by c.epoch, c.seq, c.ordinal) as seqs,
+            array_agg(c.at order by c.epoch, c.seq, c.ordinal) as ats
+        from durabletask.checkpoint c
+        where t.fresh and c.process_no = r.process_no
+    ) c on true
+    left join lateral (
+        select array_agg(e.position order by e.position) as positions,
+            array_agg(e.event_id order by e.position) as ids,
+            array_agg(e.name order by e.position) as names,
+            array_agg(e.payload order by e.position) as payloads,
+            array_agg(e.at order by e.position) as ats,
+            array_agg(e.consumed order by e.position) as consumed
+        from durabletask.event e
+        where e.process_no = r.process_no and not e.consumed
+    ) e on true
+    where r.owner = claim.host_id and (t.epoch is null or r.epoch = t.epoch)
+    order by t.place;
+end
+$$;

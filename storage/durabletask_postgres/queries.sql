@@ -1,0 +1,101 @@
+-- The statements of the library, one each, by name. Schema-qualified; nothing is put together.
+
+-- name: create
+select n.process_id, n.process_no, n.created_at
+from durabletask.create_processes(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) n;
+
+-- name: deliver
+select d.place, d.refused, d.owner, d."position", d.name, d.payload, d.at, d.consumed
+from durabletask.deliver($1, $2, $3, $4, $5) d;
+
+-- name: post_letter
+select durabletask.post_letter($1, $2, $3, $4, $5) as refused;
+
+-- name: read
+select r.*, null::text[] as kinds, null::integer[] as event_positions
+from durabletask.process_row r
+where r.process_id = any ($1::text[]);
+
+-- name: read_history
+select r.*,
+    c.kinds, c.keys, c.indexes, c.forms, c.payloads, c.replaces, c.epochs, c.seqs, c.ats,
+    e.event_positions, e.event_ids, e.event_names, e.event_payloads, e.event_ats, e.event_consumed
+from durabletask.process_row r
+left join lateral (
+    select array_agg(c.kind order by c.epoch, c.seq, c.ordinal) as kinds,
+        array_agg(c.key order by c.epoch, c.seq, c.ordinal) as keys,
+        array_agg(c.index order by c.epoch, c.seq, c.ordinal) as indexes,
+        array_agg(c.form order by c.epoch, c.seq, c.ordinal) as forms,
+        array_agg(c.payload order by c.epoch, c.seq, c.ordinal) as payloads,
+        array_agg(c.replaces order by c.epoch, c.seq, c.ordinal) as replaces,
+        array_agg(c.epoch order by c.epoch, c.seq, c.ordinal) as epochs,
+        array_agg(c.seq order by c.epoch, c.seq, c.ordinal) as seqs,
+        array_agg(c.at order by c.epoch, c.seq, c.ordinal) as ats
+    from durabletask.checkpoint c
+    where c.process_no = r.process_no
+) c on true
+left join lateral (
+    select array_agg(e.position order by e.position) as event_positions,
+        array_agg(e.event_id order by e.position) as event_ids,
+        array_agg(e.name order by e.position) as event_names,
+        array_agg(e.payload order by e.position) as event_payloads,
+        array_agg(e.at order by e.position) as event_ats,
+        array_agg(e.consumed order by e.position) as event_consumed
+    from durabletask.event e
+    where e.process_no = r.process_no
+) e on true
+where r.process_id = any ($1::text[]);
+
+-- name: list
+select r.*, null::text[] as kinds, null::integer[] as event_positions
+from durabletask.process_row r
+where ($1::text[] is null or r.status = any ($1))
+    and ($2::text is null or r.name = $2)
+    and ($3::text is null or starts_with(r.process_id, $3))
+    and ($4::jsonb is null or r.tags @> $4)
+    and ($5::timestamptz is null or r.created_at >= $5)
+    and ($6::timestamptz is null or r.created_at < $6)
+    and ($7::timestamptz is null or r.finished_at >= $7)
+    and ($8::timestamptz is null or r.finished_at < $8)
+    and ($9::text is null or r.parent_id = $9)
+    and ($10::timestamptz is null or (r.created_at, r.process_id) > ($10, $11::text))
+order by r.created_at, r.process_id
+limit $12;
+
+-- name: purge
+select p.process_id, p.refused from durabletask.purge($1) p;
+
+-- name: purge_finished
+select durabletask.purge_finished($1, $2) as purged;
+
+-- name: open_lease
+select l.host_no, l.now_at from durabletask.open_lease($1, $2, $3) l;
+
+-- name: renew
+select durabletask.renew_lease($1, $2) as now_at;
+
+-- name: witness
+select durabletask.bear_witness($1) as held;
+
+-- name: close_lease
+select durabletask.close_lease($1);
+
+-- name: claim
+select c.* from durabletask.claim($1, $2, $3, $4, $5, $6) c;
+
+-- name: commit
+select u.*
+from durabletask.commit_units(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
+    $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40,
+    $41) u;
+
+-- name: record_within
+select r.* from durabletask.record_within($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) r;
+
+-- name: notify
+select pg_notify($1, $2);
+
+-- name: now
+select durabletask.clock() as now_at;
