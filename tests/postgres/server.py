@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
@@ -31,15 +31,12 @@ class Postgres:
     @property
     def host(self) -> str:
         """The folder of the server's socket, or the name or address of its machine."""
-        return parse_qs(urlsplit(self.dsn).query).get("host", [urlsplit(self.dsn).hostname or ""])[
-            0
-        ]
+        return address(self.dsn)[0]
 
     @property
     def port(self) -> int:
         """The port, which is a part of the socket's name too."""
-        asked = parse_qs(urlsplit(self.dsn).query).get("port", [urlsplit(self.dsn).port or 5432])
-        return int(asked[0])
+        return address(self.dsn)[1]
 
     def dsn_of(self, database: str) -> str:
         """Return the DSN of another database of the same server."""
@@ -69,6 +66,23 @@ def running_server() -> Iterator[Postgres]:
         return
     with ThrowAwayPostgres() as server:
         yield Postgres(server.dsn)
+
+
+def address(dsn: str) -> tuple[str, int]:
+    """Return host and port of a DSN; the host is a folder where it begins with a slash."""
+    parts = urlsplit(dsn)
+    asked = parse_qs(parts.query)
+    host = asked.get("host", [parts.hostname or "localhost"])[0]
+    return host, int(asked.get("port", [parts.port or 5432])[0])
+
+
+def moved(dsn: str, host: str, port: int) -> str:
+    """Return a DSN of the same user and database, reached at another place."""
+    parts = urlsplit(dsn)
+    user, at, _ = parts.netloc.rpartition("@")
+    kept = {name: texts[0] for name, texts in parse_qs(parts.query).items()}
+    query = urlencode({**kept, "host": host, "port": port})
+    return urlunsplit(parts._replace(netloc=user + at, query=query))
 
 
 def sql(dsn: str, *statements: str) -> list[asyncpg.Record]:
