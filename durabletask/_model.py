@@ -203,7 +203,8 @@ class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
     """One process as the storage knows it.
 
     Attributes:
-        incarnation: Which creation of this id, from 1.
+        incarnation: Which creation of this id: a number of the storage's
+            choice, at least 1, that rises with each.
         generation: How often it has restarted, from 0.
         epoch: Raised by every claim; the first is 1, and 0 is "never claimed".
         seq: Highest unit of `epoch` applied; 0 where there is none.

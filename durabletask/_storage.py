@@ -184,6 +184,12 @@ class ProcessStorage(Protocol):
         These are looked at in the order: epoch and incarnation, owner, held,
         mailbox, transition.
 
+        One exception spares a storage a count per step: a unit of nothing but
+        first-wins checkpoints whose seq is not above the highest one applied
+        may be recorded as well as left out, and is answered DONE either way.
+        It is the copy of one that was written, whose checkpoints win, or one
+        that its host has not sent: hosts send in order and skip none.
+
         A unit refused with BUSY goes again later, as it is. So the later units
         of its process in the batch must be refused with BUSY too: were one of
         them applied, the repeat of the earlier would count as written.

@@ -1,6 +1,7 @@
 """The state machine itself is tested: equal storages pass, and each planted difference is found."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -9,10 +10,14 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from durabletask._memory import MemoryStorage
 from durabletask.storage import (
+    DONE,
     Claims,
+    Clock,
+    Created,
     Delivered,
     Lease,
     NewEvent,
+    NewProcess,
     Page,
     ProcessStorage,
     Query,
@@ -21,6 +26,7 @@ from durabletask.storage import (
     UnitOutcome,
 )
 from durabletask.testing import VirtualClock
+from durabletask.testing._machine_steps import is_plain
 from durabletask.testing.machine import StorageMachine
 
 FEW = settings(
@@ -105,6 +111,43 @@ class Skipping(MemoryStorage):
         return page if query.cursor is None else Page(page.rows[1:], page.cursor)
 
 
+class Numbered(MemoryStorage):
+    """Numbers all creations in one row, and records late units of steps alone: its choices."""
+
+    def __init__(self, clock: Clock, *, lease_ttl_s: float | None) -> None:
+        super().__init__(clock, lease_ttl_s=lease_ttl_s)
+        self.number = 40
+
+    def _create(self, new: NewProcess, *rest: Any) -> Created:
+        before = self._processes.get(new.process_id)
+        created = super()._create(new, *rest)
+        process = self._processes[new.process_id]
+        if process is not before:
+            self.number += 3
+            process.incarnation = self.number
+        return Created(process.row(), created.fresh)
+
+    async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
+        outcomes: list[UnitOutcome] = []
+        for unit in units:
+            outcomes += await super().commit(lease, [unit])
+            process = self._processes.get(unit.process_id)
+            if process and outcomes[-1] == DONE and is_plain(unit) and unit.seq < process.seq:
+                for each in unit.checkpoints:
+                    if process.find(each.kind, each.key, each.index) is None:
+                        process.record(msgspec.structs.replace(each, epoch=unit.epoch))
+        return outcomes
+
+
+class Reborn(MemoryStorage):
+    """An id that was purged begins again as its own first incarnation."""
+
+    async def purge(self, process_ids: Sequence[str]) -> Sequence[Refusal | None]:
+        answer = await super().purge(process_ids)
+        self._purged.clear()
+        return answer
+
+
 class Hasty(MemoryStorage):
     """The last unit of a batch is acknowledged and not written."""
 
@@ -118,7 +161,15 @@ def test_equal_storages_are_found_equal() -> None:
     run_state_machine_as_test(MemoryMachine, settings=settings(FEW, max_examples=50))
 
 
-@pytest.mark.parametrize("kind", [Forgetful, Undying, Deaf, Lavish, Ruthless, Skipping, Hasty])
+def test_what_is_the_storages_choice_is_not_compared() -> None:
+    """The control: other numbers for incarnations, and late steps recorded, are no difference."""
+    machine = type("NumberedMachine", (MemoryMachine,), {"kind": Numbered})
+    run_state_machine_as_test(machine, settings=FEW)
+
+
+@pytest.mark.parametrize(
+    "kind", [Forgetful, Undying, Deaf, Lavish, Ruthless, Skipping, Reborn, Hasty]
+)
 def test_a_planted_difference_is_found(kind: type[MemoryStorage]) -> None:
     """FAILURES 3.7: a storage that differs in one respect is told from the model in 150 runs."""
     machine = type("PlantedMachine", (MemoryMachine,), {"kind": kind})

@@ -173,3 +173,11 @@ def unit_of(
         ending=plan.ending,
         leave=plan.leave,
     )
+
+
+def is_plain(unit: Unit) -> bool:
+    """Return whether a unit does nothing but record checkpoints of which the first write wins."""
+    others = unit.consumes or unit.status or unit.ending or unit.leave
+    if others or not unit.checkpoints:
+        return False
+    return not any(each.replaces for each in unit.checkpoints)

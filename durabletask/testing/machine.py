@@ -3,11 +3,12 @@
 A backend joins by a subclass of a few lines, and runs its `TestCase` under
 pytest. Needs Hypothesis. Where the seam leaves a choice (the cursor's text,
 which of several equally long claimable processes is taken first, the time of
-the last change), the machine does not compare.
+the last change, whether a late unit of steps alone is recorded), the machine
+does not compare. Incarnations are translated: only that they rise is promised.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -44,6 +45,7 @@ from durabletask.testing._machine_steps import (
     UnitPlan,
     create_plans,
     event_plans,
+    is_plain,
     process_of,
     unit_of,
     unit_plans,
@@ -101,6 +103,7 @@ class StorageMachine(RuleBasedStateMachine):
         self.claims = 0
         self.repeatable: tuple[Lease, str, Sequence[str], int] | None = None
         self.committed: tuple[Lease, tuple[Unit, ...]] | None = None
+        self.incarnations: dict[str, dict[int, int]] = {}
         self.open_host()
 
     async def _opened(self) -> ProcessStorage:
@@ -123,8 +126,37 @@ class StorageMachine(RuleBasedStateMachine):
         expected = self.loop.run_until_complete(ask(self.model))
         found = self.loop.run_until_complete(ask(self.storage))
         assert _comparable(found) == _comparable(expected)
+        self._learn(expected, found)
         self.clock.advance(TICK_S)
         return expected
+
+    def _learn(self, expected: Any, found: Any) -> None:
+        """Take note of which incarnation of the model is which of the storage."""
+        for ours, theirs in zip(_rows(expected), _rows(found), strict=True):
+            known = self.incarnations.setdefault(ours.process_id, {})
+            assert known.setdefault(ours.incarnation, theirs.incarnation) == theirs.incarnation
+            in_order = [known[number] for number in sorted(known)]
+            assert in_order == sorted(set(in_order))  # they rise
+
+    def _commit(self, lease: Lease, units: Sequence[Unit]) -> None:
+        units = [unit for unit in units if not self._is_open(unit)]
+        theirs = [self._translated(unit) for unit in units]
+        self.both(lambda storage: storage.commit(lease, units if storage is self.model else theirs))
+
+    def _translated(self, unit: Unit) -> Unit:
+        """Return a unit of the model as the storage is to get it."""
+        known = self.incarnations[unit.process_id]
+        latest = max(known)
+        number = known.get(unit.incarnation, known[latest] + unit.incarnation - latest)
+        return msgspec.structs.replace(unit, incarnation=number)
+
+    def _is_open(self, unit: Unit) -> bool:
+        """Return whether the seam leaves it to the storage to record this unit or not."""
+        (found,) = self.loop.run_until_complete(self.model.read([unit.process_id], history=True))
+        if found is None or not is_plain(unit) or unit.seq > found.row.seq:
+            return False
+        there = {(each.kind, each.key, each.index) for each in found.checkpoints}
+        return any((each.kind, each.key, each.index) not in there for each in unit.checkpoints)
 
     def _known(self) -> list[Snapshot]:
         found = self.loop.run_until_complete(self.model.read(IDS, history=True))
@@ -207,6 +239,7 @@ class StorageMachine(RuleBasedStateMachine):
         found = {each.row.process_id: each for each in self._known()}
         held = [each for each in found.values() if each.row.owner == lease.host_id]
         seqs = {key: each.row.seq for key, each in found.items()}
+        highest = dict(seqs)
         units = []
         for plan in plans:
             among = held if plan.which >= 0 and held else list(found.values())
@@ -215,10 +248,13 @@ class StorageMachine(RuleBasedStateMachine):
             row, _, events = msgspec.structs.astuple(among[plan.which % len(among)])
             mailbox = [each.position for each in events if not each.consumed]
             unit = unit_of(plan, row, mailbox, seqs[row.process_id], self.clock.now())
+            if is_plain(unit) and unit.seq <= highest[row.process_id]:
+                unit = msgspec.structs.replace(unit, seq=highest[row.process_id] + 1)
             seqs[row.process_id] = unit.seq
+            highest[row.process_id] = max(unit.seq, highest[row.process_id])
             units.append(unit)
         self.committed = (lease, tuple(units))
-        self.both(lambda storage: storage.commit(lease, units))
+        self._commit(lease, units)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), plan=unit_plans)
@@ -239,8 +275,7 @@ class StorageMachine(RuleBasedStateMachine):
             lease, claim_id, names, count_max = self.repeatable
             self.both(lambda storage: storage.claim(lease, claim_id, names, count_max=count_max))
         elif self.committed is not None:
-            lease, units = self.committed
-            self.both(lambda storage: storage.commit(lease, units))
+            self._commit(*self.committed)
 
     # --- time, tidying, trouble ----------------------------------------------------------
 
@@ -297,13 +332,31 @@ async def _renew(storage: ProcessStorage, lease: Lease) -> Lease:
     return await storage.renew(lease)
 
 
+def _rows(answer: Any) -> Iterator[ProcessRow]:
+    """Yield the rows in an answer, in the order in which answers are compared."""
+    match answer:
+        case ProcessRow():
+            yield answer
+        case Created() | Snapshot() | Claimed():
+            yield from _rows(answer.row)
+        case Claims():
+            yield from _rows(_in_order(answer))
+        case [*several]:
+            for each in several:
+                yield from _rows(each)
+
+
+def _in_order(claims: Claims) -> list[Claimed]:
+    return sorted(claims.claimed, key=lambda each: (each.fresh, each.row.process_id))
+
+
 def _comparable(answer: Any) -> Any:
     """Return an answer without what is the storage's own choice."""
     match answer:
         case ProcessRow():
-            return msgspec.structs.replace(answer, updated_at=answer.created_at)
+            return msgspec.structs.replace(answer, updated_at=answer.created_at, incarnation=1)
         case Created():
-            return _comparable(answer.row), answer.fresh
+            return _comparable(answer.row), answer.fresh, answer.refused
         case Snapshot():
             return _comparable(answer.row), answer.checkpoints, answer.events
         case Delivered():
@@ -313,9 +366,13 @@ def _comparable(answer: Any) -> Any:
         case Claimed():
             return answer.fresh, _comparable(answer.row), answer.checkpoints, answer.events
         case Claims():
-            claimed = sorted(answer.claimed, key=lambda each: (each.fresh, each.row.process_id))
             next_at = None if answer.more else answer.next_at
-            return [_comparable(each) for each in claimed], answer.now_at, next_at, answer.more
+            return (
+                [_comparable(each) for each in _in_order(answer)],
+                answer.now_at,
+                next_at,
+                answer.more,
+            )
         case [*several]:
             return [_comparable(each) for each in several]
         case _:

@@ -246,7 +246,7 @@ class CommitConformance(ConformanceBase):
             outcomes = await w.commit(
                 lease,
                 unit(a, 1, step("x")),
-                unit(b, 1, step("late"), incarnation=9),
+                unit(b, 1, step("late"), incarnation=b.incarnation + 9),
                 unit(b, 2, step("held")),
                 unit(c, 1, step("x")),
                 unit(c, 2, step("y"), consumes=(1,)),

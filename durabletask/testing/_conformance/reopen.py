@@ -122,7 +122,7 @@ class ReopenConformance(ConformanceBase):
                 assert old.event.consumed
                 assert fresh.event is not None
                 assert fresh.event.position == 3
-                assert (await w.held("gone", lease)).incarnation == 2
+                assert (await w.held("gone", lease)).incarnation > gone.incarnation
 
     @needs(reopen=True)
     async def test_a_creation_is_known_again(self) -> None:
@@ -139,9 +139,10 @@ class ReopenConformance(ConformanceBase):
                     )
                     assert (same.fresh, other.fresh) == (True, False)
                 (next_one,) = await w.storage.create([new("end", creation_id="n", replace=True)])
-                assert (next_one.fresh, made(next_one).incarnation) == (True, 2)
+                assert next_one.fresh
+                assert made(next_one).incarnation > row.incarnation
                 await self._again(w, await w.host("host-2"), crash=crash)
-                assert (await w.row("end")).incarnation == 2
+                assert (await w.row("end")).incarnation == made(next_one).incarnation
                 assert (await w.history("end")).checkpoints == ()
 
     @needs(reopen=True)

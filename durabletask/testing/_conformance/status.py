@@ -50,8 +50,8 @@ class StatusConformance(ConformanceBase):
                 unit(stale, 100, ending=FINISH),
                 unit(row, 1, step("a"), epoch=3),
                 unit(row, 1, step("a"), epoch=0),
-                unit(row, 1, step("a"), incarnation=2),
-                unit(row, 1, step("a"), incarnation=0),
+                unit(row, 1, step("a"), incarnation=row.incarnation + 1),
+                unit(row, 1, step("a"), incarnation=row.incarnation - 1),
             )
             assert {each.refused for each in outcomes} == {Refusal.NOT_OWNER}
             assert await w.everything() == before
