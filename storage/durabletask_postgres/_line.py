@@ -1,0 +1,178 @@
+"""One connection, what is known of the server at its other end, and one call on it.
+
+Knows how a call ends: answered, refused, lost, cancelled, or committed here
+and nowhere else. Refuses to know who shares the connection and what is asked.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import asyncpg
+
+from durabletask.errors import StorageAccessError, StorageUnknownError
+from durabletask_postgres._trouble import DRIVER_ERRORS, storage_error
+
+Record: TypeAlias = asyncpg.Record
+Connection: TypeAlias = (
+    "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+)
+
+VERSION_MIN = 140000
+"""Functions with a body in the SQL standard's form came with 14."""
+
+_BEGIN = "begin isolation level read committed"
+_COMMIT = "commit"
+_WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
+"""The function of the server that warns; its text is in the server's language."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a connection found at its other end.
+
+    Attributes:
+        backend_pid: The server's process that answered.
+        backend_start: When that began, as the server writes it; with the pid it names a session.
+        pooled: Behind a pooler: the next transaction may meet another session.
+        explicit_isolation: READ COMMITTED is not the default and has to be asked for.
+        standby: A replica, which only reads.
+        read_only: Transactions only read unless told otherwise.
+    """
+
+    backend_pid: int
+    backend_start: str
+    pooled: bool
+    standby: bool
+    encoding: str
+    version_num: int
+    fsync: bool
+    explicit_isolation: bool
+    read_only: bool
+
+    def check(self) -> None:
+        """Refuse a server that can never do; a standby may become one that can.
+
+        Raises:
+            StorageAccessError: It is too old, not in UTF-8 or reads only.
+        """
+        if self.version_num < VERSION_MIN:
+            raise StorageAccessError(
+                f"the server is Postgres {self.version_num // 10_000}",
+                hint=f"Postgres {VERSION_MIN // 10_000} is the oldest that will do",
+            )
+        if self.encoding != "UTF8":
+            raise StorageAccessError(
+                f"the database is encoded in {self.encoding}, which cannot hold every id",
+                hint="create a database with encoding 'UTF8'",
+            )
+        if self.read_only and not self.standby:
+            raise StorageAccessError(
+                "transactions of this role or database only read",
+                hint="set default_transaction_read_only to off for it",
+            )
+
+
+async def facts_of(connection: Connection, query: str) -> ServerFacts:
+    """Ask a server what it is, in one round trip and without a prepared statement.
+
+    A pooler hands out process ids of its own to cancel by, so that they differ
+    from the one that the server says it has.
+    """
+    text = bytearray()
+
+    async def take(part: bytes) -> None:
+        text.extend(part)
+
+    await connection.copy_from_query(query, output=take)
+    pid, start, standby, encoding, version, fsync, isolation, read_only = (
+        text.decode().rstrip("\n").split("\t")
+    )
+    return ServerFacts(
+        backend_pid=int(pid),
+        backend_start=start,
+        pooled=int(pid) != connection.get_server_pid(),
+        standby=standby == "t",
+        encoding=encoding,
+        version_num=int(version),
+        fsync=fsync == "on",
+        explicit_isolation=isolation != "read committed",
+        read_only=read_only == "on",
+    )
+
+
+class Line:
+    """A connection in use by one caller at a time."""
+
+    __slots__ = ("_warned", "connection", "facts")
+
+    def __init__(self, connection: Connection, facts: ServerFacts) -> None:
+        self.connection = connection
+        self.facts = facts
+        self._warned = False
+        connection.add_log_listener(self._hear)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is open and between two transactions."""
+        return not self.connection.is_closed() and not self.connection.is_in_transaction()
+
+    def detach(self) -> None:
+        """Listen no more to what the server says; the connection goes back to its owner."""
+        if not self.connection.is_closed():
+            self.connection.remove_log_listener(self._hear)
+
+    def terminate(self) -> None:
+        """End the connection without a word; the server rolls back what is open."""
+        self.connection.terminate()
+
+    async def fetch(
+        self, statement: str, args: tuple[object, ...], *, explicit: bool, timeout_s: float
+    ) -> list[Record]:
+        """Run one statement as one transaction and return its rows.
+
+        Args:
+            statement: Its text.
+            args: Its parameters.
+            explicit: Say READ COMMITTED, because the server's default is another.
+            timeout_s: How long to wait for the answer.
+
+        Raises:
+            StorageError: What became of it, see `storage_error`. No answer in
+                time and a commit that reached no standby are unknown.
+
+        Cancellation: the outcome is unknown and the connection is terminated.
+        No request to cancel is sent to the server: it might hit the wait for
+        a standby, and so commit here what a failover then loses.
+        """
+        self._warned = False
+        try:
+            async with asyncio.timeout(timeout_s):
+                rows = await self._transact(statement, args, explicit=explicit)
+        except DRIVER_ERRORS as error:
+            raise storage_error(error, sent=True) from error
+        if self._warned:
+            self.terminate()
+            raise StorageUnknownError("the commit was recorded here but reached no standby")
+        return rows
+
+    async def _transact(
+        self, statement: str, args: tuple[object, ...], *, explicit: bool
+    ) -> list[Record]:
+        try:
+            if not explicit:
+                return await self.connection.fetch(statement, *args)
+            await self.connection.execute(_BEGIN)
+            rows = await self.connection.fetch(statement, *args)
+            await self.connection.execute(_COMMIT)
+            return rows
+        except asyncpg.PostgresError:
+            raise  # the server answered, or is gone already
+        except BaseException:
+            # Before asyncpg's own task to cancel the statement has taken its first step.
+            self.terminate()
+            raise
+
+    def _hear(self, connection: object, message: asyncpg.PostgresLogMessage) -> None:
+        if message.server_source_function == _WAIT_FOR_STANDBY:
+            self._warned = True
