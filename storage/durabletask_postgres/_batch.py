@@ -74,16 +74,25 @@ def halves(places: Places) -> tuple[Places, Places]:
     return places[:middle], places[middle:]
 
 
-def columns(places: Places) -> list[Any]:
-    """Return what `commit_units` takes behind the mark: one list a column."""
+def steps_first(places: Places) -> tuple[Places, int]:
+    """Return a part in the order in which `commit_units` counts it, and how many are steps."""
     steps: Places = []
     changes: Places = []
     for each in places:
         (steps if is_step(each[1]) else changes).append(each)
-    units = [unit for _, unit in steps]
+    return steps + changes, len(steps)
+
+
+def columns(places: Places, steps: int) -> list[Any]:
+    """Return what `commit_units` takes behind the mark: one list a column.
+
+    Args:
+        places: In the order of `steps_first`.
+        steps: How many of them are steps.
+    """
+    units = [unit for _, unit in places[:steps]]
     firsts = [unit.checkpoints[0] for unit in units]
     return [
-        [place for place, _ in steps],
         [unit.process_id for unit in units],
         [unit.incarnation for unit in units],
         [unit.epoch for unit in units],
@@ -93,17 +102,16 @@ def columns(places: Places) -> list[Any]:
         [each.index for each in firsts],
         [each.form for each in firsts],
         [each.payload for each in firsts],
-        *_change_columns(changes),
+        *_change_columns([unit for _, unit in places[steps:]]),
     ]
 
 
-_NO_CHANGES: list[list[Any]] = [[] for _ in range(23)]
+_NO_CHANGES: list[list[Any]] = [[] for _ in range(22)]
 
 
-def _change_columns(changes: Places) -> list[list[Any]]:
-    if not changes:
+def _change_columns(units: list[Unit]) -> list[list[Any]]:
+    if not units:
         return _NO_CHANGES
-    units = [unit for _, unit in changes]
     endings = [unit.ending for unit in units]
     points = [
         (unit.incarnation, ordinal, point, first_wins)
@@ -112,7 +120,6 @@ def _change_columns(changes: Places) -> list[list[Any]]:
     ]
     taken = [(unit.incarnation, position) for unit in units for position in unit.consumes]
     return [
-        [place for place, _ in changes],
         [unit.process_id for unit in units],
         [unit.incarnation for unit in units],
         [unit.epoch for unit in units],
@@ -150,11 +157,17 @@ def _points(unit: Unit) -> Iterable[tuple[Checkpoint, bool]]:
     return kept.values()
 
 
-def outcomes(records: Sequence[Record]) -> dict[int, UnitOutcome]:
-    """Return the outcomes that are not simply DONE, by place."""
+def outcomes(records: Sequence[Record], places: Places) -> dict[int, UnitOutcome]:
+    """Return the outcomes that are not simply DONE, by place.
+
+    Args:
+        records: What `commit_units` answered.
+        places: In the order in which it was asked.
+    """
     found: dict[int, UnitOutcome] = {}
     held: dict[int, tuple[Checkpoint, ...]] = {}
-    for place, refused, *values in records:
+    for count, refused, *values in records:
+        place = places[count - 1][0]
         if refused == "again":
             found[place] = AGAIN
         elif refused is not None:

@@ -16,6 +16,7 @@ from durabletask.storage import (
     ProcessRow,
     Refusal,
 )
+from durabletask_postgres._refusals import is_locked
 from durabletask_postgres._rows import (
     created_row,
     creation_columns,
@@ -23,7 +24,6 @@ from durabletask_postgres._rows import (
     row_of,
 )
 from durabletask_postgres._sql import Statements
-from durabletask_postgres._locked import is_locked
 
 Fetch = Callable[..., Awaitable[Sequence[Record]]]
 

@@ -23,8 +23,9 @@ from durabletask_postgres._batch import (
     mark_of,
     outcomes,
     rounds,
+    steps_first,
 )
-from durabletask_postgres._locked import is_locked
+from durabletask_postgres._refusals import is_locked, is_taken
 from durabletask_postgres._trouble import UnexpectedError
 
 _log = logging.getLogger("durabletask")
@@ -77,7 +78,7 @@ class Commits:
         try:
             found = await self._call(lease, places)
         except (StorageUnavailableError, UnexpectedError) as error:
-            if isinstance(error, StorageUnavailableError) and not is_locked(error):
+            if not isinstance(error, UnexpectedError) and not is_locked(error):
                 raise
             if len(places) > 1:
                 for part in halves(places):
@@ -95,13 +96,23 @@ class Commits:
             self._marks[lease.host_id] = mark
 
     async def _call(self, lease: Lease, places: Places) -> dict[int, UnitOutcome]:
-        arguments: list[Any] = [*(self._marks.get(lease.host_id) or NO_MARK), *columns(places)]
-        skip_busy = self._clock.monotonic_s() < self._wary_until_s
-        try:
-            records = await self._fetch(self._statement, lease.host_id, skip_busy, *arguments)
-        except StorageUnavailableError as error:
-            if skip_busy or not is_locked(error):
-                raise
-            self._wary_until_s = self._clock.monotonic_s() + WARY_S
-            records = await self._fetch(self._statement, lease.host_id, True, *arguments)
-        return outcomes(records) if records else {}
+        """Commit one part, first as if nothing stood in its way."""
+        ordered, steps = steps_first(places)
+        mark = self._marks.get(lease.host_id) or NO_MARK
+        arguments: list[Any] = [*mark, *columns(ordered, steps)]
+        careful = False
+        while True:
+            skip_busy = self._clock.monotonic_s() < self._wary_until_s
+            try:
+                records = await self._fetch(
+                    self._statement, lease.host_id, skip_busy, careful, *arguments
+                )
+            except (StorageUnavailableError, UnexpectedError) as error:
+                if is_locked(error) and not skip_busy:
+                    self._wary_until_s = self._clock.monotonic_s() + WARY_S
+                elif is_taken(error) and not careful:
+                    careful = True
+                else:
+                    raise
+            else:
+                return outcomes(records, ordered) if records else {}

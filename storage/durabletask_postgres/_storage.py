@@ -7,9 +7,8 @@ own.
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -18,20 +17,15 @@ from asyncpg import Record
 
 from durabletask.errors import (
     InvalidArgumentError,
-    LeaseLostError,
-    StorageError,
     StorageUnavailableError,
     StorageUnknownError,
 )
 from durabletask.storage import (
     DONE,
-    Checkpoint,
     Claims,
     Clock,
     Created,
     Delivered,
-    Form,
-    Kind,
     Lease,
     NewEvent,
     NewProcess,
@@ -123,6 +117,7 @@ class PostgresStorage:
         self._instance = new_instance()
         self._connections = Connections(
             source,
+            self._statements,
             connections_max=int(_checked("connections_max", connections_max)),
             statement_cache_size=statement_cache_size,
             connect_timeout_s=_checked("connect_timeout_s", connect_timeout_s),
@@ -203,21 +198,19 @@ class PostgresStorage:
     async def open_lease(self, host_id: str, label: str) -> Lease:
         """Begin a host's right to write, or prolong it."""
         statement = self._statements["open_lease"]
-        ((host_no, now_at),) = await self._fetch(statement, host_id, label, self._ttl_s)
+        ((_, now_at),) = await self._fetch(statement, host_id, label, self._ttl_s)
+        lease = Lease(host_id, label, self._ttl_s, now_at)
         self._leases.add(host_id)
-        if self._connections.dsn is not None and host_id not in self._hearts:
-            await self._start_heart(host_id, host_no, label)
+        if self._connections.can_dial and host_id not in self._hearts:
+            await self._start_heart(lease)
         self._retention.begin()
-        return Lease(host_id, label, self._ttl_s, now_at)
+        return lease
 
-    async def _start_heart(self, host_id: str, host_no: int, label: str) -> None:
-        heart = self._hearts[host_id] = Heart(
+    async def _start_heart(self, lease: Lease) -> None:
+        heart = self._hearts[lease.host_id] = Heart(
             self._connections,
             self._statements,
-            host_id=host_id,
-            host_no=host_no,
-            label=label,
-            ttl_s=self._ttl_s,
+            lease,
             instance=self._instance,
             on_news=self._heard if self._notify else None,
             clock=self._clock,
@@ -227,7 +220,7 @@ class PostgresStorage:
             await heart.ready()
         except StorageUnavailableError as error:
             # It goes on trying; until then the end of the lease is all that others see.
-            _log.warning("host %s has no heartbeat yet: %s", host_id, error)
+            _log.warning("host %s has no heartbeat yet: %s", lease.host_id, error)
 
     async def renew(self, lease: Lease) -> Lease:
         """Prolong a lease."""
