@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.postgres.server import Postgres, running_server, sql
+from tests.postgres.stores import Schemas
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +32,9 @@ def schema(postgres: Postgres) -> Iterator[str]:
     name = postgres.new_name()
     yield name
     sql(postgres.dsn, f"drop schema if exists {name} cascade")
+
+
+@pytest.fixture(scope="session")
+def schemas(postgres: Postgres) -> Schemas:
+    """Return schemas of the common database that have all migrations and are used again."""
+    return Schemas(postgres)

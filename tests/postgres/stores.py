@@ -1,0 +1,166 @@
+"""Storages over schemas that nobody else uses, living by the real time or by a virtual clock.
+
+Responsible for schemas that are ready at once and empty again afterwards, and
+for the one function by which the database tells the time. Refuses to know
+what a test does with its storage.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
+from typing import Any, TypeVar, cast
+
+import asyncpg
+
+from durabletask.storage import Clock, NewProcess, ProcessStorage
+from durabletask_postgres._migrate import ensure_schema
+from durabletask_postgres._rows import creation_columns
+from durabletask_postgres._sql import Statements
+from tests.postgres.server import Postgres
+
+T = TypeVar("T")
+
+FOR_EVER_S = 1e6
+"""A lease that no real time of a test ends: its heart never renews it, and virtual time decides."""
+
+_TABLES = ("process", "checkpoint", "event", "letter", "fence", "lease", "claim_mark")
+
+_CLOCK = """
+create table durabletask.test_time (now_at timestamptz not null);
+insert into durabletask.test_time values (clock_timestamp());
+create or replace function durabletask.clock() returns timestamptz
+language sql volatile
+begin atomic
+    select now_at from durabletask.test_time;
+end;
+"""
+
+_EMPTY = "\n".join(f"delete from durabletask.{table};" for table in _TABLES)
+
+
+class Schemas:
+    """Schemas with all migrations in the common database; one that comes back is used again.
+
+    Making one costs as much as some tests; emptying one costs nothing.
+    """
+
+    def __init__(self, postgres: Postgres) -> None:
+        self.dsn = postgres.dsn
+        self._postgres = postgres
+        self._free: dict[bool, list[str]] = {True: [], False: []}
+
+    @contextmanager
+    def new(self, *, virtual: bool = False) -> Iterator[str]:
+        """Yield the name of an empty schema.
+
+        Args:
+            virtual: The database's time stands still in it; see `AtTime`.
+        """
+        name = self.take(virtual=virtual)
+        try:
+            yield name
+        finally:
+            self.give_back(name, virtual=virtual)
+
+    def take(self, *, virtual: bool = False) -> str:
+        """Return the name of an empty schema."""
+        if self._free[virtual]:
+            return self._free[virtual].pop()
+        name = self._postgres.new_name()
+        aside(lambda: _make(self.dsn, name, virtual=virtual))
+        return name
+
+    def give_back(self, name: str, *, virtual: bool = False) -> None:
+        """Empty a schema that nobody uses any more, and keep it for the next test."""
+        aside(lambda: _run(self.dsn, Statements(name).rewrite(_EMPTY)))
+        self._free[virtual].append(name)
+
+
+class AtTime:
+    """A storage whose database lives by a clock: it is set before each call, if it has moved."""
+
+    def __init__(self, storage: ProcessStorage, clock: Clock, dsn: str, schema: str) -> None:
+        self.storage = storage
+        self._clock = clock
+        self._dsn = dsn
+        self._set = Statements(schema).rewrite("update durabletask.test_time set now_at = $1")
+        self._at: datetime | None = None
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._setting = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Close the storage, which may go on under another object."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+        await self.storage.close()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        call = getattr(self.storage, name)
+        if not asyncio.iscoroutinefunction(call):
+            return cast("Callable[..., Any]", call)
+
+        async def in_time(*args: Any, **options: Any) -> Any:
+            await self._pass()
+            return await call(*args, **options)
+
+        return in_time
+
+    async def _pass(self) -> None:
+        async with self._setting:
+            if self._at != (now := self._clock.now()):
+                if self._connection is None:
+                    self._connection = await asyncpg.connect(self._dsn)
+                await self._connection.execute(self._set, now)
+                self._at = now
+
+
+def at_time(storage: ProcessStorage, clock: Clock, dsn: str, schema: str) -> ProcessStorage:
+    """Return a storage whose database lives by a clock; the schema must be a virtual one."""
+    return cast("ProcessStorage", AtTime(storage, clock, dsn, schema))
+
+
+@asynccontextmanager
+async def held(dsn: str, schema: str, process_id: str) -> AsyncIterator[None]:
+    """Let another transaction hold a process meanwhile, or the id of one that it has created."""
+    statements = Statements(schema)
+    lock = "select 1 from durabletask.process where process_id = $1 for update"
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute("begin")
+        if not await connection.fetch(statements.rewrite(lock), process_id):
+            new = NewProcess(
+                process_id=process_id, name="x", input=b"1", input_digest="d", creation_id="held"
+            )
+            await connection.fetch(statements["create"], None, *creation_columns([new]))
+        yield
+        await connection.execute("rollback")
+    finally:
+        await connection.close()
+
+
+def aside(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine in a loop of another thread and wait for it, below a running loop too."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(work())).result()
+
+
+async def _make(dsn: str, name: str, *, virtual: bool) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        statements = Statements(name)
+        await ensure_schema(connection, statements)
+        if virtual:
+            await connection.execute(statements.rewrite(_CLOCK))
+    finally:
+        await connection.close()
+
+
+async def _run(dsn: str, text: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(text)
+    finally:
+        await connection.close()
