@@ -20,6 +20,8 @@ from tests.postgres.wire import GSS, SSL, Message, Side, Splitter, Statements
 
 CHUNK_BYTES = 64 * 1024
 
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
 
 class Fate(Enum):
     """What becomes of a message, and of its connection."""
@@ -143,25 +145,26 @@ class Proxy:
             link.cut()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.refusing:
-            writer.transport.abort()
-            return
         try:
-            first = await self._first_message(reader, writer)
-            upstream, server = await connect(self._to)
+            if not self.refusing:
+                first = await self._first_message(reader, writer)
+                upstream, server = await connect(self._to)
+                await self._link(first, (reader, writer), (upstream, server))
         except (OSError, EOFError):
+            pass  # one of the two ends has gone before anything was said
+        finally:
             writer.transport.abort()
-            return
-        link = Link(self._count, writer, server)
+
+    async def _link(self, first: Message, client: Ends, server: Ends) -> None:
+        link = Link(self._count, client[1], server[1])
         self._count += 1
         self.links.append(link)
         try:
-            if self._judge(link, Side.CLIENT, first) is not Fate.PASS:
-                return
-            server.write(first.raw)
-            async with asyncio.TaskGroup() as both:
-                both.create_task(self._pump(link, Side.CLIENT, reader))
-                both.create_task(self._pump(link, Side.SERVER, upstream))
+            if self._judge(link, Side.CLIENT, first) is Fate.PASS:
+                server[1].write(first.raw)
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(self._pump(link, Side.CLIENT, client[0]))
+                    both.create_task(self._pump(link, Side.SERVER, server[0]))
         finally:
             link.cut()
             self.links.remove(link)

@@ -1,7 +1,9 @@
 """The proxy hurts what it is aimed at, where it is aimed, and nothing else."""
 
 import asyncio
+import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from tests.postgres.proxy import Proxy
 from tests.postgres.rules import Aim, CutAt, cut_before, cut_in_flight, lose_answer
 from tests.postgres.server import Postgres, sql
+from tests.postgres.tls import Certificates
 from tests.postgres.wire import Message, Side, Splitter, Statements, error, message
 
 INSERT = "insert into t values ($1)"
@@ -195,3 +198,22 @@ def test_a_statement_is_known_by_name_and_portal() -> None:
     assert sent("E", b"\0\0\0\0\0") == "select 2"
     assert sent("Q", b"select 3\0") == "select 3"
     assert sent("S", b"") is None
+
+
+async def test_encrypted_and_checked(database: str, tmp_path: Path) -> None:
+    """Through TLS all is as before; a client that trusts another authority does not connect."""
+    (tmp_path / "others").mkdir()
+    ours, others = Certificates(tmp_path), Certificates(tmp_path / "others")
+    with Proxy(database, tls=ours.server) as proxy:
+        connection = await asyncpg.connect(ours.checked(proxy.dsn))
+        big = "x" * 3_000_000
+        assert await connection.fetchval("select $1::text", big) == big
+        await connection.close()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await asyncpg.connect(others.checked(proxy.dsn))
+        # Not asked for, TLS is still preferred by the driver; forbidden, it is not used.
+        plain = await asyncpg.connect(f"{proxy.dsn}&sslmode=disable")
+        assert await plain.fetchval("select 1") == 1
+        await plain.close()
+    with Proxy(database) as proxy, pytest.raises(ConnectionError):
+        await asyncpg.connect(ours.checked(proxy.dsn))

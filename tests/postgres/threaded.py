@@ -40,5 +40,6 @@ async def _cancel_others() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-    # What the ended tasks have closed is gone one turn later.
-    await asyncio.sleep(0)
+    # What the ended tasks have closed is gone some turns later: its encryption, then its socket.
+    for _ in range(5):
+        await asyncio.sleep(0)
