@@ -11,11 +11,11 @@ SAMPLES = ROOT / "samples"
 TOLD_ELSEWHERE = {"demo", "data"}  # tests/test_demo.py
 
 
-def run(sample: str, folder: Path, typed: str = "") -> list[str]:
+def run(sample: str, *arguments: Path, cwd: Path | None = None, typed: str = "") -> list[str]:
     """Run a sample to its end and return the lines it prints."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(SAMPLES / sample), str(folder)],
-        cwd=folder.parent,
+        [sys.executable, "-W", "error", str(SAMPLES / sample), *map(str, arguments)],
+        cwd=cwd or arguments[0].parent,
         input=typed,
         capture_output=True,
         text=True,
@@ -112,12 +112,16 @@ def test_fresh_token(tmp_path: Path) -> None:
 def test_credit_card(tmp_path: Path) -> None:
     """S4.04 S1.08: messages reach running processes; a second start of the program resumes them."""
     first = run(
-        "credit_card.py", tmp_path / "state", "add ann\nadd ben\ntran ann 20\ntran ben 1.25\nexit\n"
+        "credit_card.py",
+        tmp_path / "state",
+        typed="add ann\nadd ben\ntran ann 20\ntran ben 1.25\nexit\n",
     )
     assert {"ann: a card", "ben: a card"} <= set(first)
 
     second = run(
-        "credit_card.py", tmp_path / "state", "tran ann 5.50\ndelete ann\ntran ann 1\n\nexit\n"
+        "credit_card.py",
+        tmp_path / "state",
+        typed="tran ann 5.50\ndelete ann\ntran ann 1\n\nexit\n",
     )
     assert {"card/ann: resumed", "card/ben: resumed"} <= set(second)
     assert "ann: deleted, balance 25.50" in second
@@ -125,11 +129,29 @@ def test_credit_card(tmp_path: Path) -> None:
     assert booked == ["ann: 20 booked, balance 20", "ann: 5.50 booked, balance 25.50"]
     assert any("'card/ann'" in line for line in second), "a deleted card takes nothing more"
 
-    third = run("credit_card.py", tmp_path / "state", "delete ben\nadd\ntran x y\n")
+    third = run("credit_card.py", tmp_path / "state", typed="delete ben\nadd\ntran x y\n")
     assert "card/ann: resumed" not in third
     assert "ben: deleted, balance 1.25" in third
     assert "add NAME | tran NAME AMOUNT | delete NAME | exit" in third
     assert "the amount must be a number, such as 12.50" in third
+
+
+def test_many_hosts(tmp_path: Path) -> None:
+    """S3.02 S2.14 F016 F058: a killed and a paused host are replaced, and the late one is refused.
+
+    What they had begun is begun again under the same idempotency key (the sample
+    asserts it), and is recorded by the host that continues it and by no other.
+    """
+    lines = run("many_hosts.py", cwd=tmp_path)
+    table = lines[lines.index("order      packed by   payment asked by   recorded by") + 1 :]
+    assert [line.split() for line in table] == [
+        *([f"order/{number}", "A", "A", "and", "C", "C"] for number in (1, 2, 3)),
+        *([f"order/{number}", "B", "B", "and", "C", "C"] for number in (4, 5, 6)),
+        *([f"order/{number}", "C", "C", "C"] for number in (7, 8, 9)),
+    ]
+    refused = next(line for line in lines if line.startswith("B is refused"))
+    assert "has lost its lease; nothing was written" in refused
+    assert any(line.startswith("B goes on under a new identity") for line in lines)
 
 
 @pytest.mark.parametrize("sample", ["user_registration.py", "money_transfer.py"])
