@@ -1,0 +1,1423 @@
+create schema "durabletask";
+
+create table durabletask.migration (
+    version integer primary key,
+    name text not null,
+    applied_at timestamptz not null
+);
+
+-- Tables. The files say `durabletask.`; another schema's name takes that place when they run.
+--
+-- No foreign keys: each would lock its parent row at every insert. What belongs together is
+-- written and deleted by one function in one transaction.
+
+-- One row a process. `process_no` is the seam's `incarnation`: an id that is created again gets
+-- another number, and nothing has to be remembered of a process that was purged.
+create table durabletask.process (
+    process_no          bigint generated always as identity primary key,
+    process_id          text collate "C" not null unique,
+    name                text not null,
+    status              text not null,
+    epoch               integer not null default 0,
+    -- The latest unit that changed this row. Units that only record new checkpoints do not, so
+    -- while the process has an owner its true seq, deaths and updated_at are those of
+    -- `process_row`.
+    seq                 integer not null default 0,
+    owner_no            bigint,
+    parked              boolean not null default false,
+    news                boolean not null default false,
+    deaths              integer not null default 0,
+    generation          integer not null default 0,
+    event_count         integer not null default 0,
+    unconsumed          integer not null default 0,
+    -- Since when, or from when, a host may take it; null while it may not.
+    claimable_at        timestamptz,
+    wake_at             timestamptz,
+    created_at          timestamptz not null,
+    updated_at          timestamptz not null,
+    start_at            timestamptz,
+    started_at          timestamptz,
+    deadline_at         timestamptz,
+    finished_at         timestamptz,
+    creation_id         text not null,
+    input_digest        text not null,
+    tags                jsonb,
+    parent_id           text collate "C",
+    parent_incarnation  bigint,
+    parent_generation   integer,
+    parent_key          text,
+    ending_form         text,
+    ending_payload      bytea,
+    context             bytea,
+    input               bytea not null
+) with (fillfactor = 80);
+
+create index process_claimable on durabletask.process (name, claimable_at, process_no)
+    where claimable_at is not null;
+create index process_owner on durabletask.process (owner_no) where owner_no is not null;
+create index process_news on durabletask.process (owner_no) where news;
+create index process_created on durabletask.process (created_at, process_id);
+create index process_finished on durabletask.process (finished_at) where finished_at is not null;
+create index process_parent on durabletask.process (parent_id) where parent_id is not null;
+
+-- One row a recorded outcome. (epoch, seq, ordinal) is the order in which they were recorded.
+create table durabletask.checkpoint (
+    process_no  bigint not null,
+    at          timestamptz not null,
+    epoch       integer not null,
+    seq         integer not null,
+    index       integer not null,
+    ordinal     smallint not null,
+    replaces    boolean not null,
+    kind        text collate "C" not null,
+    key         text collate "C" not null,
+    form        text collate "C" not null,
+    payload     bytea not null,
+    primary key (process_no, key, index, kind)
+);
+
+-- One row an event; `position` comes from the process row's counter, under that row's lock:
+-- a sequence would hand out numbers in another order than that of the commits.
+create table durabletask.event (
+    process_no  bigint not null,
+    position    integer not null,
+    consumed    boolean not null default false,
+    at          timestamptz not null,
+    event_id    text collate "C" not null,
+    name        text not null,
+    payload     bytea not null,
+    primary key (process_no, position),
+    unique (process_no, event_id)
+);
+
+-- An event raised in a caller's own transaction, which must not hold a process's row: on its way
+-- to the mailbox from that transaction's commit until the next claim or delivery. A sender's
+-- numbers rise with its commits, and the order between senders is free.
+create table durabletask.letter (
+    letter_no   bigint generated always as identity primary key,
+    process_no  bigint not null,
+    event_id    text collate "C" not null,
+    name        text not null,
+    payload     bytea not null
+);
+
+create index letter_process on durabletask.letter (process_no, letter_no);
+
+-- A host's right to write: locked in share mode by each of its commits, set by whoever takes over.
+create table durabletask.fence (
+    host_no     bigint generated always as identity primary key,
+    host_id     text collate "C" not null unique,
+    label       text not null,
+    opened_at   timestamptz not null,
+    fenced_at   timestamptz
+);
+
+-- Renewed beside the fence and not in it, so that a renewal never waits for commits. The row goes
+-- when the host holds nothing any more.
+create table durabletask.lease (
+    host_no     bigint primary key,
+    expires_at  timestamptz not null,
+    -- Whether the host's session holds the advisory lock whose absence means that it is dead.
+    witness     boolean not null default false
+) with (fillfactor = 50);
+
+-- What a host's latest claims took and told, so that each can be repeated, and so that a late copy
+-- of one takes nothing.
+create table durabletask.claim_mark (
+    host_no     bigint not null,
+    claim_no    bigint generated always as identity,
+    claim_id    text collate "C" not null,
+    taken       bigint[] not null,
+    epochs      integer[] not null,
+    news        bigint[] not null,
+    primary key (host_no, claim_id)
+);
+
+insert into durabletask.migration (version, name, applied_at) values (1, 'tables', clock_timestamp());
+
+-- Functions: each is one round trip and one transaction. They are volatile, so in READ COMMITTED
+-- every statement of theirs has a snapshot of its own: they lock first and read later. In one
+-- statement the snapshot would be older than the locks, and would miss what was acknowledged
+-- while it waited for them.
+--
+-- SQLSTATEs: DT001 the lease is lost; DT002 the database has lost what it acknowledged;
+-- DT003 the transaction is not READ COMMITTED.
+--
+-- Lock order: process rows by id, then the fence. Nobody waits for a row while holding a fence.
+
+-- The only reader of the time. Tests put a clock of theirs in its place.
+create function durabletask.clock() returns timestamptz
+language sql volatile parallel safe
+begin atomic
+    select clock_timestamp();
+end;
+
+create function durabletask.is_finished(status text) returns boolean
+language sql immutable parallel safe
+begin atomic
+    select status in ('completed', 'failed', 'cancelled', 'terminated');
+end;
+
+create function durabletask.is_claimable(status text) returns boolean
+language sql immutable parallel safe
+begin atomic
+    select status in ('running', 'waiting', 'compensating');
+end;
+
+create function durabletask.may_follow(before text, after text) returns boolean
+language sql immutable parallel safe
+begin atomic
+    select case before
+        when 'running' then after in (
+            'running', 'waiting', 'suspended', 'compensating',
+            'completed', 'failed', 'cancelled', 'terminated', 'quarantined')
+        when 'waiting' then after in (
+            'running', 'waiting', 'suspended', 'compensating',
+            'completed', 'failed', 'cancelled', 'terminated', 'quarantined')
+        when 'suspended' then after in (
+            'suspended', 'running', 'waiting', 'cancelled', 'terminated')
+        when 'compensating' then after in (
+            'compensating', 'suspended', 'failed', 'cancelled', 'terminated', 'quarantined')
+        when 'failed' then after in ('failed', 'running', 'compensating')
+        when 'quarantined' then after in (
+            'quarantined', 'running', 'waiting', 'compensating', 'cancelled', 'terminated')
+        else false
+    end;
+end;
+
+-- Called first by whatever writes: what is answered must survive a crash of the server.
+create function durabletask.be_durable() returns void
+language plpgsql volatile as $$
+begin
+    if current_setting('synchronous_commit') in ('off', 'local', 'remote_write') then
+        perform set_config('synchronous_commit', 'on', true);
+    end if;
+end
+$$;
+
+create function durabletask.check_isolation() returns void
+language plpgsql stable as $$
+begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'the transaction is %, not read committed',
+            current_setting('transaction_isolation') using errcode = 'DT003';
+    end if;
+end
+$$;
+
+-- The fence: holds until the end of the transaction against whoever would take over.
+create function durabletask.hold_fence(host_id text) returns bigint
+language plpgsql volatile as $$
+declare
+    v_host_no bigint;
+begin
+    select f.host_no into v_host_no
+    from durabletask.fence f
+    where f.host_id = hold_fence.host_id and f.fenced_at is null
+    for share;
+    if v_host_no is null then
+        raise exception 'host % has lost its lease; nothing was written', hold_fence.host_id
+            using errcode = 'DT001';
+    end if;
+    return v_host_no;
+end
+$$;
+
+-- --- processes -----------------------------------------------------------------------------
+
+-- Remove everything of processes; the caller holds their rows.
+create function durabletask.remove(process_nos bigint[]) returns void
+language plpgsql volatile as $$
+begin
+    delete from durabletask.checkpoint where process_no = any (process_nos);
+    delete from durabletask.event where process_no = any (process_nos);
+    delete from durabletask.letter where process_no = any (process_nos);
+    delete from durabletask.process where process_no = any (process_nos);
+end
+$$;
+
+-- Create processes; return the numbers of those that were created. The rest exists. With a host,
+-- what may start at once belongs to it.
+create function durabletask.create_processes(
+    host_id text,
+    ids text[],
+    names text[],
+    inputs bytea[],
+    digests text[],
+    creation_ids text[],
+    replaces boolean[],
+    start_ats timestamptz[],
+    deadline_ats timestamptz[],
+    tags text[],
+    contexts bytea[],
+    parent_ids text[],
+    parent_incarnations bigint[],
+    parent_generations integer[],
+    parent_keys text[]
+) returns table (process_id text, process_no bigint, created_at timestamptz)
+language plpgsql volatile
+set lock_timeout = '100ms' as $$
+#variable_conflict use_column
+declare
+    v_host_no bigint;
+    v_now timestamptz;
+    v_replaced bigint[];
+begin
+    perform durabletask.be_durable();
+    if true = any (replaces) then
+        v_replaced := array(
+            select p.process_no
+            from durabletask.process p
+            join (
+                select distinct on (n.id) n.id, n.creation_id, n.replace
+                from unnest(ids, creation_ids, replaces) with ordinality
+                    as n (id, creation_id, replace, place)
+                order by n.id, n.place
+            ) n on n.id = p.process_id
+            -- A repeat after a lost answer must not replace its own creation.
+            where n.replace and durabletask.is_finished(p.status)
+                and p.creation_id <> n.creation_id
+            order by p.process_id
+            for update of p
+        );
+        perform durabletask.remove(v_replaced);
+    end if;
+    if host_id is not null then
+        v_host_no := durabletask.hold_fence(host_id);
+    end if;
+    v_now := durabletask.clock();
+    return query
+    insert into durabletask.process as p (
+        process_id, name, status, epoch, owner_no, claimable_at, created_at, updated_at, start_at,
+        started_at, deadline_at, creation_id, input_digest, tags, parent_id, parent_incarnation,
+        parent_generation, parent_key, context, input)
+    select distinct on (n.id)
+        n.id, n.name, 'running',
+        case when v_host_no is not null and coalesce(n.start_at <= v_now, true) then 1 else 0 end,
+        case when coalesce(n.start_at <= v_now, true) then v_host_no end,
+        case when v_host_no is null or n.start_at > v_now
+            then greatest(n.start_at, v_now) end,
+        v_now, v_now, n.start_at,
+        case when v_host_no is not null and coalesce(n.start_at <= v_now, true) then v_now end,
+        n.deadline_at, n.creation_id, n.digest, n.tags::jsonb, n.parent_id, n.parent_incarnation,
+        n.parent_generation, n.parent_key, n.context, n.input
+    from unnest(
+        ids, names, inputs, digests, creation_ids, start_ats, deadline_ats, tags, contexts,
+        parent_ids, parent_incarnations, parent_generations, parent_keys
+    ) with ordinality as n (
+        id, name, input, digest, creation_id, start_at, deadline_at, tags, context,
+        parent_id, parent_incarnation, parent_generation, parent_key, place)
+    -- In order of id: two batches that share ids wait for each other and do not lock each other out.
+    order by n.id, n.place
+    on conflict (process_id) do nothing
+    returning p.process_id, p.process_no, p.created_at;
+end
+$$;
+
+-- Purge finished processes; return why not for each that was asked for and is still there.
+create function durabletask.purge(ids text[])
+returns table (process_id text, refused text)
+language plpgsql volatile
+set lock_timeout = '1s' as $$
+#variable_conflict use_column
+begin
+    perform durabletask.be_durable();
+    perform 1 from durabletask.process p
+    where p.process_id = any (ids) order by p.process_id for update;
+    return query
+    select i.id,
+        case
+            when p.process_no is null then 'unknown process'
+            when not durabletask.is_finished(p.status) then 'process has not finished'
+        end
+    from (select distinct unnest(ids) as id) i
+    left join durabletask.process p on p.process_id = i.id;
+    perform durabletask.remove(array(
+        select p.process_no from durabletask.process p
+        where p.process_id = any (ids) and durabletask.is_finished(p.status)
+    ));
+end
+$$;
+
+-- Remove up to `count_max` processes that finished longer ago than `keep`, oldest first; return how
+-- many. What is locked is left for the next time.
+create function durabletask.purge_finished(keep interval, count_max integer) returns integer
+language plpgsql volatile as $$
+declare
+    v_nos bigint[];
+begin
+    v_nos := array(
+        select p.process_no from durabletask.process p
+        where p.finished_at < durabletask.clock() - keep
+        order by p.finished_at
+        limit count_max
+        for update skip locked
+    );
+    perform durabletask.remove(v_nos);
+    return cardinality(v_nos);
+end
+$$;
+
+-- --- events --------------------------------------------------------------------------------
+
+-- Put an event into the mailbox of a process whose row the caller holds; return its position.
+create function durabletask.put_event(
+    process_no bigint, event_id text, name text, payload bytea, now_at timestamptz
+) returns integer
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    v_position integer;
+begin
+    update durabletask.process p
+    set event_count = p.event_count + 1,
+        unconsumed = p.unconsumed + 1,
+        news = p.owner_no is not null,
+        claimable_at = case
+            when p.parked and durabletask.is_claimable(p.status) then now_at
+            else p.claimable_at
+        end,
+        parked = false
+    where p.process_no = put_event.process_no
+    returning p.event_count into v_position;
+    insert into durabletask.event (process_no, position, at, event_id, name, payload)
+    values (put_event.process_no, v_position, now_at, put_event.event_id, put_event.name,
+        put_event.payload);
+    return v_position;
+end
+$$;
+
+-- Move what callers' transactions have raised into the mailboxes of these processes, whose rows
+-- the caller holds: so two movers cannot turn the order of one sender's letters.
+create function durabletask.move_letters(process_nos bigint[], now_at timestamptz) returns void
+language plpgsql volatile as $$
+declare
+    v_letter record;
+begin
+    for v_letter in
+        with moved as (
+            delete from durabletask.letter l where l.process_no = any (process_nos) returning l.*
+        )
+        select m.*, p.status
+        from moved m join durabletask.process p on p.process_no = m.process_no
+        order by m.letter_no
+    loop
+        if not durabletask.is_finished(v_letter.status) and not exists (
+            select from durabletask.event e
+            where e.process_no = v_letter.process_no and e.event_id = v_letter.event_id
+        ) then
+            perform durabletask.put_event(
+                v_letter.process_no, v_letter.event_id, v_letter.name, v_letter.payload, now_at);
+        end if;
+    end loop;
+end
+$$;
+
+-- Deliver events in the given order.
+create function durabletask.deliver(
+    ids text[], event_ids text[], names text[], payloads bytea[], mailbox_max integer
+) returns table (
+    place integer, refused text, owner text, "position" integer, name text, payload bytea,
+    at timestamptz, consumed boolean)
+language plpgsql volatile
+set lock_timeout = '1s' as $$
+#variable_conflict use_column
+declare
+    v_now timestamptz;
+    v_new record;
+    v_process record;
+    v_event record;
+begin
+    perform durabletask.check_isolation();
+    perform durabletask.be_durable();
+    perform 1 from durabletask.process p
+    where p.process_id = any (ids) order by p.process_id for update;
+    v_now := durabletask.clock();
+    if exists (select from durabletask.letter) then
+        perform durabletask.move_letters(
+            array(select p.process_no from durabletask.process p where p.process_id = any (ids)),
+            v_now);
+    end if;
+    for v_new in
+        select n.* from unnest(ids, event_ids, names, payloads) with ordinality
+            as n (id, event_id, name, payload, place)
+        order by n.place
+    loop
+        place := v_new.place;
+        refused := null; owner := null; position := null; name := null; payload := null;
+        at := null; consumed := null;
+        select p.process_no, p.status, p.unconsumed, f.host_id as owner into v_process
+        from durabletask.process p left join durabletask.fence f on f.host_no = p.owner_no
+        where p.process_id = v_new.id;
+        if not found then
+            refused := 'unknown process';
+            return next;
+            continue;
+        end if;
+        owner := v_process.owner;
+        -- Known first: a repeat after a lost answer must find what it wrote, even if the process
+        -- has ended or its mailbox has filled since.
+        select e.* into v_event from durabletask.event e
+        where e.process_no = v_process.process_no and e.event_id = v_new.event_id;
+        if found then
+            position := v_event.position;
+            name := v_event.name;
+            payload := v_event.payload;
+            at := v_event.at;
+            consumed := v_event.consumed;
+        elsif durabletask.is_finished(v_process.status) then
+            refused := 'process has finished';
+        elsif v_process.unconsumed >= mailbox_max then
+            refused := 'mailbox is full';
+        else
+            position := durabletask.put_event(
+                v_process.process_no, v_new.event_id, v_new.name, v_new.payload, v_now);
+            at := v_now;
+            consumed := false;
+        end if;
+        return next;
+    end loop;
+end
+$$;
+
+-- Raise an event in the caller's own transaction: locks no process row, however long that is open.
+create function durabletask.post_letter(
+    id text, event_id text, name text, payload bytea, mailbox_max integer
+) returns text
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    v_process record;
+begin
+    perform durabletask.be_durable();
+    select p.process_no, p.status, p.unconsumed into v_process
+    from durabletask.process p where p.process_id = id;
+    if not found then
+        return 'unknown process';
+    end if;
+    if exists (
+        select from durabletask.event e
+        where e.process_no = v_process.process_no and e.event_id = post_letter.event_id
+    ) then
+        return null;
+    end if;
+    if durabletask.is_finished(v_process.status) then
+        return 'process has finished';
+    end if;
+    if v_process.unconsumed >= mailbox_max then
+        return 'mailbox is full';
+    end if;
+    insert into durabletask.letter (process_no, event_id, name, payload)
+    values (v_process.process_no, post_letter.event_id, post_letter.name, post_letter.payload);
+    return null;
+end
+$$;
+
+-- --- leases --------------------------------------------------------------------------------
+
+create function durabletask.open_lease(host_id text, label text, ttl_s double precision)
+returns table (host_no bigint, now_at timestamptz)
+language plpgsql volatile as $$
+#variable_conflict use_column
+begin
+    perform durabletask.be_durable();
+    now_at := durabletask.clock();
+    insert into durabletask.fence as f (host_id, label, opened_at)
+    values (open_lease.host_id, open_lease.label, now_at)
+    on conflict (host_id) do update set label = f.label where f.fenced_at is null
+    returning f.host_no into host_no;
+    if host_no is null then
+        raise exception 'host % has lost its lease for good', open_lease.host_id
+            using errcode = 'DT001';
+    end if;
+    insert into durabletask.lease (host_no, expires_at)
+    values (host_no, now_at + make_interval(secs => ttl_s))
+    on conflict (host_no) do update set expires_at = excluded.expires_at;
+    return next;
+end
+$$;
+
+-- Prolong a lease. Touches no fence, so it never waits for the host's own commits.
+create function durabletask.renew_lease(host_id text, ttl_s double precision) returns timestamptz
+language plpgsql volatile as $$
+declare
+    v_now timestamptz := durabletask.clock();
+begin
+    -- The fence is looked at after the row is locked: whoever takes over holds that lock first.
+    update durabletask.lease l
+    set expires_at = v_now + make_interval(secs => ttl_s)
+    from durabletask.fence f
+    where f.host_id = renew_lease.host_id and l.host_no = f.host_no;
+    if not found or not exists (
+        select from durabletask.fence f
+        where f.host_id = renew_lease.host_id and f.fenced_at is null
+    ) then
+        raise exception 'host % has lost its lease', renew_lease.host_id using errcode = 'DT001';
+    end if;
+    return v_now;
+end
+$$;
+
+-- The advisory lock that a host's session holds for as long as the host lives. Its class is this
+-- schema's own, since hosts are counted in each.
+create function durabletask.bear_witness(host_id text) returns boolean
+language plpgsql volatile as $$
+declare
+    v_host_no bigint;
+begin
+    select f.host_no into v_host_no from durabletask.fence f
+    where f.host_id = bear_witness.host_id and f.fenced_at is null;
+    if v_host_no is null or not pg_try_advisory_lock(
+        'durabletask.fence'::regclass::oid::integer, v_host_no::integer
+    ) then
+        return false;
+    end if;
+    update durabletask.lease l set witness = true where l.host_no = v_host_no and not l.witness;
+    return true;
+end
+$$;
+
+-- Take all processes from a fenced host that can be locked; return whether none is left.
+create function durabletask.let_go(host_no bigint, died boolean, now_at timestamptz) returns boolean
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    v_nos bigint[];
+begin
+    v_nos := array(
+        select p.process_no from durabletask.process p
+        where p.owner_no = let_go.host_no
+        order by p.process_id
+        for update skip locked
+    );
+    update durabletask.process p
+    set owner_no = null,
+        parked = false,
+        news = false,
+        claimable_at = case when durabletask.is_claimable(p.status) then now_at end,
+        updated_at = now_at,
+        seq = greatest(p.seq, r.seq),
+        -- A death counts if nothing was recorded since the process was claimed.
+        deaths = case
+            when greatest(p.seq, r.seq) > 0 then 0
+            when died then p.deaths + 1
+            else p.deaths
+        end
+    from (
+        select n.process_no, max(c.seq) as seq
+        from unnest(v_nos) as n (process_no)
+        join durabletask.process q on q.process_no = n.process_no
+        left join durabletask.checkpoint c
+            on c.process_no = q.process_no and c.epoch = q.epoch
+        group by n.process_no
+    ) r
+    where p.process_no = r.process_no;
+    if exists (select from durabletask.process p where p.owner_no = let_go.host_no) then
+        return false;
+    end if;
+    delete from durabletask.lease l where l.host_no = let_go.host_no;
+    delete from durabletask.claim_mark m where m.host_no = let_go.host_no;
+    return true;
+end
+$$;
+
+create function durabletask.close_lease(host_id text) returns void
+language plpgsql volatile as $$
+declare
+    v_host_no bigint;
+    v_now timestamptz;
+begin
+    perform durabletask.be_durable();
+    update durabletask.fence f
+    set fenced_at = durabletask.clock()
+    where f.host_id = close_lease.host_id and f.fenced_at is null
+    returning f.host_no into v_host_no;
+    if v_host_no is not null then
+        v_now := durabletask.clock();
+        -- What cannot be locked now is let go by the next claim of anybody: the lease has ended.
+        if not durabletask.let_go(v_host_no, false, v_now) then
+            update durabletask.lease l set expires_at = v_now where l.host_no = v_host_no;
+        end if;
+    end if;
+end
+$$;
+
+-- Fence the hosts whose lease has ended, and with `by_witness` those whose session is gone.
+create function durabletask.fence_the_dead(me bigint, by_witness boolean) returns boolean
+language plpgsql volatile as $$
+declare
+    v_now timestamptz := durabletask.clock();
+    v_by_witness boolean := false;
+    v_other record;
+    v_any boolean := false;
+begin
+    -- A restart of the server ends every session: only one that has outlived the grace, on a server
+    -- that has, may conclude anything from a missing lock.
+    if by_witness then
+        v_by_witness := clock_timestamp() - pg_postmaster_start_time() > interval '0.5 s'
+            and (
+                select clock_timestamp() - a.backend_start > interval '0.5 s'
+                from pg_stat_get_activity(pg_backend_pid()) a
+            );
+    end if;
+    for v_other in
+        select l.host_no
+        from durabletask.lease l
+        where l.host_no <> me
+            and (
+                l.expires_at <= v_now
+                or (v_by_witness and l.witness and not exists (
+                    select from pg_locks k
+                    where k.locktype = 'advisory' and k.classid = 'durabletask.fence'::regclass::oid
+                        and k.objid = l.host_no::oid and k.objsubid = 2
+                        and k.database = (
+                            select d.oid from pg_database d where d.datname = current_database())
+                ))
+            )
+        order by l.host_no
+        for update skip locked
+    loop
+        begin
+            -- Waits for the commits that hold the fence, and keeps later ones out.
+            update durabletask.fence f set fenced_at = v_now
+            where f.host_no = v_other.host_no and f.fenced_at is null;
+        exception when lock_not_available then
+            continue;  -- a transaction of that host hangs; the next claim tries again
+        end;
+        perform durabletask.let_go(v_other.host_no, found, durabletask.clock());
+        v_any := true;
+    end loop;
+    return v_any;
+end
+$$;
+
+insert into durabletask.migration (version, name, applied_at) values (2, 'functions', clock_timestamp());
+
+-- What is read: `process_row` by the library, the others by people in psql.
+
+-- A process as it stands. While it has an owner, units that only record new checkpoints leave its
+-- row alone, so what they change is added here.
+create view durabletask.process_row as
+select
+    p.process_no,
+    p.process_id,
+    p.name,
+    p.status,
+    p.epoch,
+    greatest(p.seq, w.seq) as seq,
+    case when w.seq is null then p.deaths else 0 end as deaths,
+    p.generation,
+    p.parked,
+    f.host_id as owner,
+    f.label as owner_label,
+    p.wake_at,
+    p.created_at,
+    greatest(p.updated_at, w.at) as updated_at,
+    p.start_at,
+    p.started_at,
+    p.deadline_at,
+    p.finished_at,
+    p.creation_id,
+    p.input_digest,
+    p.tags,
+    p.parent_id,
+    p.parent_incarnation,
+    p.parent_generation,
+    p.parent_key,
+    p.ending_form,
+    p.ending_payload,
+    p.context,
+    p.input
+from durabletask.process p
+left join durabletask.fence f on f.host_no = p.owner_no
+left join lateral (
+    select max(c.seq) as seq, max(c.at) as at
+    from durabletask.checkpoint c
+    where p.owner_no is not null and c.process_no = p.process_no and c.epoch = p.epoch
+) w on true;
+
+-- A payload as JSON; null where it is damaged, so that one bad row does not hide the others.
+create function durabletask.as_json(payload bytea) returns json
+language plpgsql immutable parallel safe as $$
+begin
+    return convert_from(payload, 'UTF8')::json;
+exception when others then
+    return null;
+end
+$$;
+
+create view durabletask.process_view as
+select
+    r.process_id,
+    r.name,
+    r.status,
+    r.owner_label as host,
+    r.created_at,
+    r.started_at,
+    r.updated_at,
+    r.wake_at,
+    r.finished_at,
+    r.tags,
+    durabletask.as_json(r.input) as input,
+    case when r.ending_form = 'value' then durabletask.as_json(r.ending_payload) end as result,
+    case when r.ending_form = 'error' then durabletask.as_json(r.ending_payload) end as error,
+    r.parent_id,
+    r.deaths,
+    r.epoch,
+    r.process_no as incarnation
+from durabletask.process_row r;
+
+create view durabletask.checkpoint_view as
+select
+    p.process_id,
+    c.kind,
+    c.key,
+    nullif(c.index, -1) as index,
+    c.form,
+    durabletask.as_json(c.payload) as payload,
+    c.at,
+    c.epoch,
+    c.seq,
+    c.ordinal
+from durabletask.checkpoint c
+join durabletask.process p on p.process_no = c.process_no;
+
+create view durabletask.event_view as
+select
+    p.process_id,
+    e.position,
+    e.name,
+    durabletask.as_json(e.payload) as payload,
+    e.consumed,
+    e.at,
+    e.event_id
+from durabletask.event e
+join durabletask.process p on p.process_no = e.process_no;
+
+insert into durabletask.migration (version, name, applied_at) values (3, 'views', clock_timestamp());
+
+-- Group commit: what all processes of a host write at one moment, in one transaction.
+
+-- Whether the database lacks the last thing that the host was told of.
+create function durabletask.is_rewound(
+    host_no bigint, mark_no bigint, mark_epoch integer, mark_seq integer, mark_kind text,
+    mark_key text, mark_index integer
+) returns boolean
+language sql stable
+begin atomic
+    select case
+        when mark_no is null then false
+        when mark_key is null then exists (
+            select from durabletask.process p
+            where p.process_no = mark_no and p.epoch = mark_epoch and p.owner_no = host_no)
+        else not exists (
+            select from durabletask.checkpoint c
+            where c.process_no = mark_no and c.key = mark_key and c.index = mark_index
+                and c.kind = mark_kind and (c.epoch, c.seq) >= (mark_epoch, mark_seq))
+    end;
+end;
+
+-- Record steps of processes that the host holds; return how many. Fewer than were sent, or a unique
+-- violation, says that `commit_units` has to look at each of them.
+--
+-- An array that is empty stands for the value that nearly all steps have.
+--
+-- The ownership is read by the statement that inserts, after the fence is held.
+create function durabletask.record_steps(
+    host_id text,
+    mark_no bigint, mark_epoch integer, mark_seq integer, mark_kind text, mark_key text,
+    mark_index integer,
+    nos bigint[], seqs integer[], keys text[], payloads bytea[],
+    epochs integer[], indexes integer[], kinds text[], forms text[]
+) returns integer
+language plpgsql volatile
+set lock_timeout = '100ms'
+set plan_cache_mode = 'force_generic_plan' as $$
+#variable_conflict use_column
+declare
+    v_host_no bigint;
+    v_now timestamptz;
+    v_count integer;
+begin
+    perform durabletask.check_isolation();
+    perform durabletask.be_durable();
+    v_host_no := durabletask.hold_fence(host_id);
+    if durabletask.is_rewound(
+        v_host_no, mark_no, mark_epoch, mark_seq, mark_kind, mark_key, mark_index
+    ) then
+        raise exception 'the database does not hold what it acknowledged to host %', host_id
+            using errcode = 'DT002';
+    end if;
+    v_now := durabletask.clock();
+    insert into durabletask.checkpoint
+        (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+    select s.process_no, v_now, p.epoch, s.seq, coalesce(s.index, -1), 0, false,
+        coalesce(s.kind, 'do'), s.key, coalesce(s.form, 'value'), s.payload
+    from unnest(nos, seqs, keys, payloads, epochs, indexes, kinds, forms)
+        as s (process_no, seq, key, payload, epoch, index, kind, form)
+    join durabletask.process p on p.process_no = s.process_no
+    where p.epoch = coalesce(s.epoch, 1) and p.owner_no = v_host_no and s.seq > p.seq;
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$$;
+
+-- Record units of processes that the host holds; return what was not simply done.
+--
+-- A *step* is a unit of one new checkpoint and nothing else: it changes no process row and locks
+-- none, since nobody can take a process from a host whose fence is held. A *change* is any other
+-- unit; at most one of each process, and after that process's steps. The caller cuts its batch
+-- accordingly.
+--
+-- With `skip_busy`, changes whose row another transaction holds are answered "busy" at once;
+-- without, they are waited for until lock_timeout refuses the batch.
+--
+-- With `careful`, a step whose place is taken already is looked at; without, it fails the batch with
+-- a unique violation, which only a repeat meets: ON CONFLICT costs a third more, in time and in WAL.
+--
+-- A unit, counted from 1 through the steps and then the changes, comes back with `refused`, or once for each checkpoint that is held in place of its own;
+-- with "again" it is not newer than the last one applied, and nothing of it was written now.
+create function durabletask.commit_units(
+    host_id text,
+    skip_busy boolean,
+    careful boolean,
+    -- The last thing that the caller was told of: a checkpoint, or with no key that a process left it.
+    mark_no bigint,
+    mark_epoch integer,
+    mark_seq integer,
+    mark_kind text,
+    mark_key text,
+    mark_index integer,
+    -- Steps.
+    step_ids text[],
+    step_nos bigint[],
+    step_epochs integer[],
+    step_seqs integer[],
+    step_kinds text[],
+    step_keys text[],
+    step_indexes integer[],
+    step_forms text[],
+    step_payloads bytea[],
+    -- Changes.
+    change_ids text[],
+    change_nos bigint[],
+    change_epochs integer[],
+    change_seqs integer[],
+    change_statuses text[],
+    change_wake_ats timestamptz[],
+    change_endings text[],
+    change_ending_forms text[],
+    change_ending_payloads bytea[],
+    change_leaves text[],
+    change_consumed integer[],  -- how many events each takes
+    -- The changes' checkpoints, by the change's process_no.
+    point_nos bigint[],
+    point_ordinals smallint[],
+    point_kinds text[],
+    point_keys text[],
+    point_indexes integer[],
+    point_forms text[],
+    point_payloads bytea[],
+    point_replaces boolean[],
+    point_first_wins boolean[],
+    -- The events that they take.
+    event_nos bigint[],
+    event_positions integer[]
+) returns table (
+    unit integer, refused text, kind text, key text, index integer, form text, payload bytea,
+    replaces boolean, epoch integer, seq integer, at timestamptz)
+language plpgsql volatile
+set lock_timeout = '100ms' as $$
+#variable_conflict use_column
+declare
+    v_host_no bigint;
+    v_now timestamptz;
+    v_count bigint;
+    v_locked bigint[];
+    v_held bigint[];
+    v_missing bigint[];
+    v_verdicts text[];
+begin
+    perform durabletask.check_isolation();
+    perform durabletask.be_durable();
+
+    if cardinality(change_nos) > 0 then
+        if skip_busy then
+            v_locked := array(
+                select p.process_no from durabletask.process p
+                where p.process_no = any (change_nos)
+                order by p.process_id for update skip locked);
+        else
+            v_locked := array(
+                select p.process_no from durabletask.process p
+                where p.process_no = any (change_nos)
+                order by p.process_id for update);
+        end if;
+    end if;
+    v_host_no := durabletask.hold_fence(host_id);
+
+    -- From here on nobody else can change what this host holds.
+    v_now := durabletask.clock();
+    if durabletask.is_rewound(
+        v_host_no, mark_no, mark_epoch, mark_seq, mark_kind, mark_key, mark_index
+    ) then
+        raise exception 'the database does not hold what it acknowledged to host %', host_id
+            using errcode = 'DT002';
+    end if;
+
+    if cardinality(step_nos) > 0 then
+        if careful then
+            insert into durabletask.checkpoint
+                (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+            select s.process_no, v_now, s.epoch, s.seq, s.index, 0, false, s.kind, s.key, s.form, s.payload
+            from unnest(
+                step_ids, step_nos, step_epochs, step_seqs, step_kinds, step_keys, step_indexes,
+                step_forms, step_payloads
+            ) as s (process_id, process_no, epoch, seq, kind, key, index, form, payload)
+            join durabletask.process p on p.process_no = s.process_no
+            where p.process_id = s.process_id and p.epoch = s.epoch and p.owner_no = v_host_no
+                and s.seq > p.seq
+            on conflict do nothing;
+        else
+            insert into durabletask.checkpoint
+                (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+            select s.process_no, v_now, s.epoch, s.seq, s.index, 0, false, s.kind, s.key, s.form, s.payload
+            from unnest(
+                step_ids, step_nos, step_epochs, step_seqs, step_kinds, step_keys, step_indexes,
+                step_forms, step_payloads
+            ) as s (process_id, process_no, epoch, seq, kind, key, index, form, payload)
+            join durabletask.process p on p.process_no = s.process_no
+            where p.process_id = s.process_id and p.epoch = s.epoch and p.owner_no = v_host_no
+                and s.seq > p.seq;
+        end if;
+        get diagnostics v_count = row_count;
+        if v_count < cardinality(step_nos) then
+            return query
+            select judged.unit, judged.refused, judged.kind, judged.key, judged.index, judged.form,
+                judged.payload, judged.replaces, judged.epoch, judged.seq, judged.at
+            from (
+                select s.unit::integer as unit,
+                    case
+                        when p.process_no is null or p.epoch <> s.epoch then 'process belongs to another host, epoch or incarnation'
+                        when s.seq > p.seq and p.owner_no is distinct from v_host_no then
+                            case when durabletask.is_finished(p.status) then 'process has finished'
+                                else 'process belongs to another host, epoch or incarnation' end
+                        when s.seq > p.seq and c.process_no is null then 'busy'
+                        when s.seq <= p.seq and (
+                            c.process_no is null or (c.epoch = s.epoch and c.seq = s.seq)
+                        ) then 'again'
+                    end as refused,
+                    c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq, c.at,
+                    c.epoch is distinct from s.epoch or c.seq is distinct from s.seq as other
+                from unnest(
+                    step_ids, step_nos, step_epochs, step_seqs, step_kinds, step_keys, step_indexes
+                ) with ordinality as s (process_id, process_no, epoch, seq, kind, key, index, unit)
+                left join durabletask.process p
+                    on p.process_no = s.process_no and p.process_id = s.process_id
+                left join durabletask.checkpoint c
+                    on c.process_no = p.process_no and c.key = s.key and c.index = s.index
+                    and c.kind = s.kind
+            ) judged
+            where judged.refused is not null or (judged.other and judged.kind is not null);
+        end if;
+    end if;
+
+    if cardinality(change_nos) = 0 then
+        return;
+    end if;
+
+    -- Judge all of them before anything is written.
+    v_held := array(
+        select distinct t.process_no
+        from unnest(point_nos, point_keys, point_indexes, point_kinds, point_first_wins)
+            as t (process_no, key, index, kind, first_wins)
+        join unnest(change_nos, change_epochs, change_seqs) as a (process_no, epoch, seq)
+            on a.process_no = t.process_no
+        join durabletask.checkpoint c
+            on c.process_no = t.process_no and c.key = t.key and c.index = t.index
+            and c.kind = t.kind
+        where t.first_wins and (c.epoch <> a.epoch or c.seq <> a.seq)
+    );
+    v_missing := array(
+        select n.process_no
+        from unnest(event_nos, event_positions) as n (process_no, position)
+        left join durabletask.event e
+            on e.process_no = n.process_no and e.position = n.position and not e.consumed
+        group by n.process_no
+        having count(e.position) < count(*) or count(distinct n.position) < count(*)
+    );
+    v_verdicts := array(
+        select case
+            when p.process_no is null or p.epoch <> a.epoch then
+                'process belongs to another host, epoch or incarnation'
+            when skip_busy and not (a.process_no = any (v_locked)) then 'busy'
+            when a.seq <= p.seq then 'again'
+            when p.owner_no is distinct from v_host_no then case
+                when durabletask.is_finished(p.status) then 'process has finished'
+                else 'process belongs to another host, epoch or incarnation'
+            end
+            when a.process_no = any (v_held) then 'held'
+            when a.process_no = any (v_missing) then 'event was consumed already or never existed'
+            when a.status is not null and not (
+                a.status in ('running', 'waiting', 'compensating', 'suspended')
+                and durabletask.may_follow(p.status, a.status)
+            ) or a.ending is not null and not (
+                a.ending in ('completed', 'failed', 'cancelled', 'terminated', 'quarantined')
+                and durabletask.may_follow(coalesce(a.status, p.status), a.ending)
+            ) then 'this status cannot follow the recorded one'
+            else 'good'
+        end
+        from unnest(
+            change_ids, change_nos, change_epochs, change_seqs, change_statuses, change_endings
+        ) with ordinality as a (process_id, process_no, epoch, seq, status, ending, place)
+        left join durabletask.process p
+            on p.process_no = a.process_no and p.process_id = a.process_id
+        order by a.place
+    );
+
+    insert into durabletask.checkpoint
+        (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+    select t.process_no, v_now, a.epoch, a.seq, t.index, t.ordinal, false, t.kind, t.key, t.form,
+        t.payload
+    from unnest(
+        point_nos, point_ordinals, point_kinds, point_keys, point_indexes, point_forms,
+        point_payloads, point_replaces
+    ) as t (process_no, ordinal, kind, key, index, form, payload, replaces)
+    join unnest(change_nos, change_epochs, change_seqs, v_verdicts)
+        as a (process_no, epoch, seq, verdict) on a.process_no = t.process_no
+    where a.verdict = 'good' and not t.replaces;
+
+    if true = any (point_replaces) then
+        insert into durabletask.checkpoint as c
+            (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+        select t.process_no, v_now, a.epoch, a.seq, t.index, t.ordinal, true, t.kind, t.key, t.form,
+            t.payload
+        from unnest(
+            point_nos, point_ordinals, point_kinds, point_keys, point_indexes, point_forms,
+            point_payloads, point_replaces
+        ) as t (process_no, ordinal, kind, key, index, form, payload, replaces)
+        join unnest(change_nos, change_epochs, change_seqs, v_verdicts)
+            as a (process_no, epoch, seq, verdict) on a.process_no = t.process_no
+        where a.verdict = 'good' and t.replaces
+        on conflict (process_no, key, index, kind) do update
+        set at = excluded.at, epoch = excluded.epoch, seq = excluded.seq,
+            ordinal = excluded.ordinal, replaces = true, form = excluded.form,
+            payload = excluded.payload;
+    end if;
+
+    if cardinality(event_nos) > 0 then
+        update durabletask.event e
+        set consumed = true
+        from unnest(event_nos, event_positions) as n (process_no, position)
+        join unnest(change_nos, v_verdicts) as a (process_no, verdict)
+            on a.process_no = n.process_no
+        where a.verdict = 'good' and e.process_no = n.process_no and e.position = n.position;
+    end if;
+
+    update durabletask.process p
+    set seq = a.seq,
+        updated_at = v_now,
+        deaths = 0,
+        status = coalesce(a.ending, a.status, p.status),
+        wake_at = case
+            when a.ending is not null then null
+            when a.status is not null then a.wake_at
+            else p.wake_at
+        end,
+        ending_form = coalesce(a.ending_form, p.ending_form),
+        ending_payload = case when a.ending is null then p.ending_payload else a.ending_payload end,
+        finished_at = case when durabletask.is_finished(a.ending) then v_now end,
+        owner_no = case when a.ending is null and a.leave is null then p.owner_no end,
+        -- An event that the host has not heard of must not sleep with the process.
+        parked = a.ending is null and a.leave is not null and a.leave = 'parked' and not p.news,
+        claimable_at = case
+            when a.ending is null and a.leave is not null
+                and durabletask.is_claimable(coalesce(a.status, p.status))
+            then case
+                when a.leave = 'parked' and not p.news then
+                    case when a.status is not null then a.wake_at else p.wake_at end
+                else v_now
+            end
+        end,
+        news = p.news and a.ending is null and a.leave is null,
+        unconsumed = p.unconsumed - a.consumed
+    from unnest(
+        change_nos, change_seqs, change_statuses, change_wake_ats, change_endings,
+        change_ending_forms, change_ending_payloads, change_leaves, change_consumed, v_verdicts
+    ) as a (
+        process_no, seq, status, wake_at, ending,
+        ending_form, ending_payload, leave, consumed, verdict)
+    where a.verdict = 'good' and p.process_no = a.process_no;
+    get diagnostics v_count = row_count;
+
+    if v_count < cardinality(change_nos) then
+        return query
+        select (cardinality(step_nos) + a.unit)::integer, a.verdict, null, null, null::integer, null, null::bytea, null::boolean,
+            null::integer, null::integer, null::timestamptz
+        from unnest(v_verdicts) with ordinality as a (verdict, unit)
+        where a.verdict not in ('good', 'held');
+        return query
+        select (cardinality(step_nos) + a.unit)::integer, null, c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq,
+            c.at
+        from unnest(change_nos, change_epochs, change_seqs, v_verdicts) with ordinality
+            as a (process_no, epoch, seq, verdict, unit)
+        join unnest(
+            point_nos, point_ordinals, point_kinds, point_keys, point_indexes, point_first_wins
+        ) as t (process_no, ordinal, kind, key, index, first_wins) on t.process_no = a.process_no
+        join durabletask.checkpoint c
+            on c.process_no = t.process_no and c.key = t.key and c.index = t.index
+            and c.kind = t.kind
+        where a.verdict in ('again', 'held') and t.first_wins
+            and (c.epoch <> a.epoch or c.seq <> a.seq)
+        order by a.unit, t.ordinal;
+    end if;
+end
+$$;
+
+-- Record a checkpoint inside a transaction of the process's own; return what is held in its place,
+-- if another unit has recorded it. With `reserve` nothing but the place is taken, which the repeat
+-- of a transaction whose answer was lost does first: an earlier one that is still on its way is
+-- waited for, and one that has committed shows.
+create function durabletask.record_within(
+    host_id text, process_id text, process_no bigint, epoch integer, seq integer, kind text,
+    key text, form text, payload bytea, reserve boolean
+) returns table (
+    refused text, held_form text, held_payload bytea, held_epoch integer, held_seq integer,
+    held_at timestamptz)
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    v_host_no bigint;
+begin
+    perform durabletask.check_isolation();
+    perform durabletask.be_durable();
+    -- A host that is stopped just before its COMMIT must not keep the fence from being taken.
+    perform set_config('idle_in_transaction_session_timeout', '5s', true);
+    v_host_no := durabletask.hold_fence(record_within.host_id);
+    if not exists (
+        select from durabletask.process p
+        where p.process_no = record_within.process_no and p.process_id = record_within.process_id
+            and p.epoch = record_within.epoch and p.owner_no = v_host_no
+    ) then
+        refused := 'process belongs to another host, epoch or incarnation';
+        return next;
+        return;
+    end if;
+    insert into durabletask.checkpoint as c
+        (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+    values (
+        record_within.process_no, durabletask.clock(), record_within.epoch, record_within.seq, -1,
+        0, false, record_within.kind, record_within.key, record_within.form,
+        record_within.payload)
+    on conflict (process_no, key, index, kind) do update
+    -- Only what this very transaction has reserved is filled in.
+    set form = excluded.form, payload = excluded.payload, at = excluded.at
+    where c.form = 'reserved' and not reserve
+        and c.epoch = excluded.epoch and c.seq = excluded.seq;
+    if not found then
+        return query
+        select null::text, c.form, c.payload, c.epoch, c.seq, c.at
+        from durabletask.checkpoint c
+        where c.process_no = record_within.process_no and c.key = record_within.key
+            and c.index = -1 and c.kind = record_within.kind;
+    end if;
+end
+$$;
+
+insert into durabletask.migration (version, name, applied_at) values (4, 'commit', clock_timestamp());
+
+-- Claims: take what may run, with its history, and tell what is new for what is held.
+
+-- Take up to `count_max` claimable processes of these names, longest claimable first, and return
+-- them with their checkpoints and mailboxes, and the news of those held already.
+--
+-- The first row is a header without a process. Everything is read after it was locked, by later
+-- statements than those that lock.
+create function durabletask.claim(
+    host_id text, claim_id text, names text[], count_max integer, by_witness boolean,
+    is_repeat boolean
+) returns table (
+    now_at timestamptz, next_at timestamptz, more boolean, fresh boolean,
+    process_no bigint, process_id text, name text, status text, epoch integer, seq integer,
+    deaths integer, generation integer, parked boolean, owner text, owner_label text,
+    wake_at timestamptz, created_at timestamptz, updated_at timestamptz, start_at timestamptz,
+    started_at timestamptz, deadline_at timestamptz, finished_at timestamptz, creation_id text,
+    input_digest text, tags jsonb, parent_id text, parent_incarnation bigint,
+    parent_generation integer, parent_key text, ending_form text, ending_payload bytea,
+    context bytea, input bytea,
+    kinds text[], keys text[], indexes integer[], forms text[], payloads bytea[],
+    replaces boolean[], epochs integer[], seqs integer[], ats timestamptz[],
+    event_positions integer[], event_ids text[], event_names text[], event_payloads bytea[],
+    event_ats timestamptz[], event_consumed boolean[])
+language plpgsql volatile
+set lock_timeout = '1s' as $$
+#variable_conflict use_column
+declare
+    v_host_no bigint;
+    v_mark record;
+    v_nos bigint[];
+    v_epochs integer[];
+    v_news bigint[];
+    v_shares integer[];
+begin
+    perform durabletask.check_isolation();
+    perform durabletask.be_durable();
+    v_host_no := durabletask.hold_fence(host_id);
+    -- One claim of a host at a time: a copy of one whose answer was lost may still be on its way.
+    perform pg_advisory_xact_lock('durabletask.claim_mark'::regclass::oid::integer, v_host_no::integer);
+    perform durabletask.fence_the_dead(v_host_no, by_witness);
+    now_at := durabletask.clock();
+
+    select m.* into v_mark from durabletask.claim_mark m
+    where m.host_no = v_host_no and m.claim_id = claim.claim_id;
+    if found then
+        v_nos := v_mark.taken;
+        v_epochs := v_mark.epochs;
+        v_news := v_mark.news;
+    else
+        if exists (select from durabletask.letter) then
+            perform durabletask.move_letters(array(
+                select p.process_no from durabletask.process p
+                where p.process_no in (select distinct l.process_no from durabletask.letter l)
+                order by p.process_id
+                for update skip locked
+            ), now_at);
+        end if;
+        with heard as (
+            update durabletask.process p
+            set news = false
+            from (
+                select q.process_no from durabletask.process q
+                where q.owner_no = v_host_no and q.news
+                for update skip locked
+            ) q
+            where p.process_no = q.process_no
+            returning p.process_no
+        )
+        select coalesce(array_agg(h.process_no), '{}') into v_news from heard h;
+
+        -- How many of each name are among the longest claimable; then that many are locked.
+        v_shares := array(
+            select count(e.claimable_at)::integer
+            from unnest(names) with ordinality as n (name, place)
+            left join (
+                select n.place, c.claimable_at
+                from unnest(names) with ordinality as n (name, place)
+                cross join lateral (
+                    select p.claimable_at from durabletask.process p
+                    where p.name = n.name and p.claimable_at <= claim.now_at
+                    order by p.claimable_at, p.process_no
+                    limit count_max
+                ) c
+                order by c.claimable_at
+                limit count_max
+            ) e on e.place = n.place
+            group by n.place
+            order by n.place
+        );
+        with picked as (
+            select c.process_no, c.claimable_at
+            from unnest(names, v_shares) as n (name, share)
+            cross join lateral (
+                select p.process_no, p.claimable_at from durabletask.process p
+                where p.name = n.name and p.claimable_at <= claim.now_at
+                order by p.claimable_at, p.process_no
+                limit n.share
+                for update skip locked
+            ) c
+        ), taken as (
+            update durabletask.process p
+            set epoch = p.epoch + 1,
+                seq = 0,
+                owner_no = v_host_no,
+                parked = false,
+                news = false,
+                claimable_at = null,
+                started_at = coalesce(p.started_at, claim.now_at),
+                updated_at = claim.now_at
+            from picked
+            where p.process_no = picked.process_no
+            returning p.process_no, p.epoch, picked.claimable_at
+        )
+        select coalesce(array_agg(t.process_no order by t.claimable_at, t.process_no), '{}'),
+            coalesce(array_agg(t.epoch order by t.claimable_at, t.process_no), '{}')
+        into v_nos, v_epochs
+        from taken t;
+
+        if cardinality(v_nos) > 0 or cardinality(v_news) > 0 or is_repeat then
+            insert into durabletask.claim_mark (host_no, claim_id, taken, epochs, news)
+            values (v_host_no, claim_id, v_nos, v_epochs, v_news);
+            -- A copy that is later than this many claims has met a lock_timeout long ago.
+            delete from durabletask.claim_mark m
+            where m.host_no = v_host_no and m.claim_no <= (
+                select k.claim_no from durabletask.claim_mark k
+                where k.host_no = v_host_no order by k.claim_no desc offset 64 limit 1
+            );
+        end if;
+    end if;
+
+    more := cardinality(v_nos) >= count_max and exists (
+        select from unnest(names) as n (name)
+        join durabletask.process p on p.name = n.name and p.claimable_at <= claim.now_at
+    );
+    next_at := (
+        select min(c.claimable_at)
+        from unnest(names) as n (name)
+        cross join lateral (
+            select p.claimable_at from durabletask.process p
+            where p.name = n.name and p.claimable_at > claim.now_at
+            order by p.claimable_at
+            limit 1
+        ) c
+    );
+    return next;
+
+    if cardinality(v_nos) + cardinality(v_news) = 0 then
+        return;
+    end if;
+    return query
+    select claim.now_at, claim.next_at, claim.more, t.fresh,
+        r.process_no, r.process_id, r.name, r.status, r.epoch, r.seq, r.deaths, r.generation,
+        r.parked, r.owner, r.owner_label, r.wake_at, r.created_at, r.updated_at, r.start_at,
+        r.started_at, r.deadline_at, r.finished_at, r.creation_id, r.input_digest, r.tags,
+        r.parent_id, r.parent_incarnation, r.parent_generation, r.parent_key, r.ending_form,
+        r.ending_payload, r.context, r.input,
+        c.kinds, c.keys, c.indexes, c.forms, c.payloads, c.replaces, c.epochs, c.seqs, c.ats,
+        e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed
+    from (
+        select n.process_no, n.epoch, n.place, true as fresh
+        from unnest(v_nos, v_epochs) with ordinality as n (process_no, epoch, place)
+        union all
+        select n.process_no, null, cardinality(v_nos) + n.place, false
+        from unnest(v_news) with ordinality as n (process_no, place)
+    ) t
+    join durabletask.process_row r on r.process_no = t.process_no
+    left join lateral (
+        select array_agg(c.kind order by c.epoch, c.seq, c.ordinal) as kinds,
+            array_agg(c.key order by c.epoch, c.seq, c.ordinal) as keys,
+            array_agg(c.index order by c.epoch, c.seq, c.ordinal) as indexes,
+            array_agg(c.form order by c.epoch, c.seq, c.ordinal) as forms,
+            array_agg(c.payload order by c.epoch, c.seq, c.ordinal) as payloads,
+            array_agg(c.replaces order by c.epoch, c.seq, c.ordinal) as replaces,
+            array_agg(c.epoch order by c.epoch, c.seq, c.ordinal) as epochs,
+            array_agg(c.seq order by c.epoch, c.seq, c.ordinal) as seqs,
+            array_agg(c.at order by c.epoch, c.seq, c.ordinal) as ats
+        from durabletask.checkpoint c
+        where t.fresh and c.process_no = r.process_no
+    ) c on true
+    left join lateral (
+        select array_agg(e.position order by e.position) as positions,
+            array_agg(e.event_id order by e.position) as ids,
+            array_agg(e.name order by e.position) as names,
+            array_agg(e.payload order by e.position) as payloads,
+            array_agg(e.at order by e.position) as ats,
+            array_agg(e.consumed order by e.position) as consumed
+        from durabletask.event e
+        where e.process_no = r.process_no and not e.consumed
+    ) e on true
+    where r.owner = claim.host_id and (t.epoch is null or r.epoch = t.epoch)
+    order by t.place;
+end
+$$;
+
+insert into durabletask.migration (version, name, applied_at) values (5, 'claim', clock_timestamp());
