@@ -105,8 +105,8 @@ class BareFile:
 
 
 def file_bytes(folder: Path) -> int:
-    """Return the size of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Return the size of all files below a folder, without the zeros at their ends."""
+    return sum(len(path.read_bytes().rstrip(b"\0")) for path in folder.rglob("*") if path.is_file())
 
 
 # --- fresh programs ------------------------------------------------------------------------

@@ -40,16 +40,20 @@ async def measure(folder: Path, rounds: int, pairs: int) -> tuple[list[float], l
     async with host:
         for turn in range(rounds):
             process_id = f"process/{turn}"
-            handle = await host.spawn(work, process_id, pairs)
+            handle = await host.spawn(work, process_id, pairs + 1)
             ours, theirs = [], []
-            for number in range(pairs):
+            line = b""
+            for number in range(pairs + 1):
                 await until_waiting(handle)
                 went_on = asyncio.get_running_loop().create_future()
-                before = file_bytes(files)
+                before = file_bytes(files) if not line else 0
                 begun_s = perf_counter()
                 await host.raise_event(process_id, "tick", number)
-                ours.append(await went_on - begun_s)
-                line = b"x" * (file_bytes(files) - before)
+                taken_s = await went_on - begun_s
+                if not line:  # the first one is for its size only
+                    line = b"x" * (file_bytes(files) - before)
+                    continue
+                ours.append(taken_s)
                 begun_s = perf_counter()
                 bare_file.append(line)
                 theirs.append(perf_counter() - begun_s)

@@ -35,7 +35,11 @@ class File(Protocol):
         ...
 
     def close(self) -> None:
-        """Close it; says nothing about durability."""
+        """Close it; says nothing about durability.
+
+        Raises:
+            OSError: It is closed, but may be longer than what was written to it.
+        """
         ...
 
 
@@ -55,7 +59,11 @@ class Folder(Protocol):
         ...
 
     def open_end(self, name: str) -> File:
-        """Open an existing file for appending."""
+        """Open an existing file for appending.
+
+        Until it is closed, and after a crash, zeros may stand behind what was
+        written; `size`, `read` and `map` show them.
+        """
         ...
 
     def size(self, name: str) -> int:

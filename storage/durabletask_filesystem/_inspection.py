@@ -88,6 +88,9 @@ def inspect(folder: Folder, part: Part, clean_bytes: int) -> Inspection:
             _note_break(name, data[end : frame.offset], end, result)
         result.found.append(_read(name, frame, result))
         end = frame.end
+    if not part.bytes:
+        # Room that was made ready behind the end.
+        data = data[: max(end, len(data.rstrip(b"\0")))]
     torn = len(data) - end
     if torn and (part.bytes or end < clean_bytes or not result.found):
         _note_break(name, data[end:], end, result)
@@ -189,7 +192,7 @@ def guess_manifest(folder: Folder) -> Manifest:
             data = folder.read(f"segments/{name}")
             head = _read_head(data)
             if head is not None:
-                heads[head.number] = head, len(data)
+                heads[head.number] = head, len(data.rstrip(b"\0"))
     for number, (head, _) in list(heads.items()):
         if head.merged and all(each in heads for each in head.merged):
             del heads[number]  # a merge that no manifest named: its sources are all there

@@ -101,6 +101,7 @@ class Log:
         self.batch = 0
         self._entropy = entropy
         self._file: File | None = None
+        self._ragged = False  # something may stand in the file behind what was written
         # Payloads that are not in the file yet; they are framed all at once.
         self._pending: list[bytes] = []
         self._start_at(self.segments[-1])
@@ -192,7 +193,16 @@ class Log:
 
     def _opened(self) -> File:
         if self._file is None:
-            self._file = self.folder.open_end(segment_name(self.number))
+            file = self.folder.open_end(segment_name(self.number))
+            if self._ragged:
+                try:
+                    file.truncate(self._written)
+                except OSError:
+                    with suppress(OSError):
+                        file.close()
+                    raise
+                self._ragged = False
+            self._file = file
         return self._file
 
     # --- reading -------------------------------------------------------------------------
@@ -311,10 +321,14 @@ class Log:
         """Close the file of the active segment; it is opened again when needed."""
         if self._file is not None:
             file, self._file = self._file, None
+            # It may be cut as it is closed, and nobody may look at what is gone.
+            self.active.forget_view()
             # What was acknowledged is synced, so a failing close loses nothing; and after a
             # rotation it must not look as if there had been none.
-            with suppress(OSError):
+            try:
                 file.close()
+            except OSError:
+                self._ragged = True
 
 
 def create_segment(

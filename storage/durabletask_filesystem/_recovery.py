@@ -227,6 +227,12 @@ def _replay_active(log: Log, table: Table, manifest: Manifest) -> None:
             log.sync()
         log.close_file()
         return
+    if not data[end:].strip(b"\0"):
+        # Room that was made ready for what never came: nothing of it was ever data.
+        log.adopt(end, log.batch)
+        log.cut_back()
+        log.close_file()
+        return
     later = next(_later_batches(segment, data, end, log.batch), None)
     if later is not None:
         raise StorageCorruptError(
@@ -254,8 +260,8 @@ def _cut_torn_tail(log: Log, table: Table, tail: bytes) -> None:
     """
     folder, segment = log.folder, log.active
     log.sync()
-    if tail.strip(b"\0"):
-        _keep_aside(folder, f"torn/{segment.number:08d}-{log.end}", tail)
+    tail = tail.rstrip(b"\0")  # room that was made ready
+    _keep_aside(folder, f"torn/{segment.number:08d}-{log.end}", tail)
     _log.warning(
         "%s: %d bytes of an unfinished write cut at offset %d",
         segment_name(segment.number),
