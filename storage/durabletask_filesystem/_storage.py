@@ -8,7 +8,6 @@ decided about processes is decided by the `Store`.
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -57,6 +56,7 @@ from durabletask_filesystem._requests import (
     Request,
 )
 from durabletask_filesystem._store import SEGMENT_BYTES_MAX
+from durabletask_filesystem._thread import OneThread
 from durabletask_filesystem._worker import Worker
 
 Waiter = tuple[Request, "asyncio.Future[Any]"]
@@ -100,7 +100,7 @@ class FileSystemStorage:
             segment_bytes_max=segment_bytes_max,
             reply_timeout_s=reply_timeout_s,
         )
-        self._pool: ThreadPoolExecutor | None = None
+        self._thread: OneThread | None = None
         self._queue: list[Waiter] = []
         self._flying = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -203,9 +203,9 @@ class FileSystemStorage:
         if self._flying:
             self._last_landing = loop.create_future()
             await self._last_landing
-        if self._pool is not None:
-            await loop.run_in_executor(self._pool, self._worker.close)
-            self._pool.shutdown(wait=True)
+        if self._thread is not None:
+            await loop.run_in_executor(self._thread, self._worker.close)
+            self._thread.shutdown()
 
     def subscribe(self, callback: Callable[[str | None], None]) -> Callable[[], None]:
         """Call back when something may have changed; see `Hints`."""
@@ -259,10 +259,10 @@ class FileSystemStorage:
     def _fly(self, loop: asyncio.AbstractEventLoop) -> None:
         batch, self._queue = self._queue, []
         rung, self._rung = self._rung, False
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="durabletask-filesystem")
+        if self._thread is None:
+            self._thread = OneThread("durabletask-filesystem")
         requests = [request for request, _ in batch]
-        job = loop.run_in_executor(self._pool, self._worker.work, requests, rung)
+        job = loop.run_in_executor(self._thread, self._worker.work, requests, rung)
         job.add_done_callback(partial(self._landed, loop, batch))
 
     def _landed(
