@@ -10,17 +10,24 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import asyncpg
 
 from durabletask.storage import Clock, NewProcess, ProcessStorage
+from durabletask.testing import VirtualClock
+from durabletask.testing._conformance.world import World
+from durabletask_postgres import PostgresStorage
 from durabletask_postgres._migrate import ensure_schema
 from durabletask_postgres._rows import creation_columns
 from durabletask_postgres._sql import Statements
 from tests.postgres.server import Postgres
 
 T = TypeVar("T")
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+PATIENCE_S = 30.0
+"""What takes longer hangs."""
 
 FOR_EVER_S = 1e6
 """A lease that no real time of a test ends: its heart never renews it, and virtual time decides."""
@@ -69,7 +76,7 @@ class Schemas:
         if self._free[virtual]:
             return self._free[virtual].pop()
         name = self._postgres.new_name()
-        aside(lambda: _make(self.dsn, name, virtual=virtual))
+        aside(lambda: make(self.dsn, name, virtual=virtual))
         return name
 
     def give_back(self, name: str, *, virtual: bool = False) -> None:
@@ -87,7 +94,7 @@ class AtTime:
         self._dsn = dsn
         self._set = Statements(schema).rewrite("update durabletask.test_time set now_at = $1")
         self._at: datetime | None = None
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connection: Connection | None = None
         self._setting = asyncio.Lock()
 
     async def close(self) -> None:
@@ -112,7 +119,9 @@ class AtTime:
         async with self._setting:
             if self._at != (now := self._clock.now()):
                 if self._connection is None:
-                    self._connection = await asyncpg.connect(self._dsn)
+                    # What time it was need not survive a crash.
+                    settings = {"synchronous_commit": "off"}
+                    self._connection = await asyncpg.connect(self._dsn, server_settings=settings)
                 await self._connection.execute(self._set, now)
                 self._at = now
 
@@ -120,6 +129,26 @@ class AtTime:
 def at_time(storage: ProcessStorage, clock: Clock, dsn: str, schema: str) -> ProcessStorage:
     """Return a storage whose database lives by a clock; the schema must be a virtual one."""
     return cast("ProcessStorage", AtTime(storage, clock, dsn, schema))
+
+
+@asynccontextmanager
+async def new_world(dsn: str, schema: str, **options: Any) -> AsyncIterator[World]:
+    """Yield a storage in a schema, by the real time, in the words of the conformance suite."""
+    storage = PostgresStorage(dsn, schema=schema, **options)
+    try:
+        yield World(cast("Any", None), storage, VirtualClock())
+    finally:
+        await storage.close()
+
+
+@asynccontextmanager
+async def connected(dsn: str, **settings: str) -> AsyncIterator[Connection]:
+    """Yield a connection of the test's own, with settings of its session."""
+    connection = await asyncpg.connect(dsn, server_settings=settings)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
 
 
 @asynccontextmanager
@@ -141,13 +170,8 @@ async def held(dsn: str, schema: str, process_id: str) -> AsyncIterator[None]:
         await connection.close()
 
 
-def aside(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine in a loop of another thread and wait for it, below a running loop too."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: asyncio.run(work())).result()
-
-
-async def _make(dsn: str, name: str, *, virtual: bool) -> None:
+async def make(dsn: str, name: str, *, virtual: bool = False) -> None:
+    """Make a schema with all migrations; see `Schemas.new`."""
     connection = await asyncpg.connect(dsn)
     try:
         statements = Statements(name)
@@ -158,8 +182,43 @@ async def _make(dsn: str, name: str, *, virtual: bool) -> None:
         await connection.close()
 
 
-async def _run(dsn: str, text: str) -> None:
+async def plant(dsn: str, schema: str, function: str, old: str, new: str) -> None:
+    """Put a mistake, or a place to wait at, into a function of a schema.
+
+    Args:
+        dsn: Of the database.
+        schema: The schema; no other test may use it any more.
+        function: Its name.
+        old: A piece of its text, which is there just once.
+        new: What takes its place; both speak of the schema `durabletask`.
+    """
+    rewrite = Statements(schema).rewrite
+    source = "select pg_get_functiondef(to_regproc($1)::oid)"
     connection = await asyncpg.connect(dsn)
+    try:
+        text = await connection.fetchval(source, f"{schema}.{function}")
+        assert text.count(rewrite(old)) == 1, f"{old!r} is not once in {function}"
+        await connection.execute(text.replace(rewrite(old), rewrite(new)))
+    finally:
+        await connection.close()
+
+
+async def wait_blocked(looking: Connection, holder: Connection) -> None:
+    """Wait until somebody waits for a lock that another connection holds."""
+    question = "select from pg_stat_activity where $1 = any (pg_blocking_pids(pid))"
+    async with asyncio.timeout(PATIENCE_S):
+        while not await looking.fetch(question, holder.get_server_pid()):
+            pass
+
+
+def aside(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine in a loop of another thread and wait for it, below a running loop too."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(work())).result()
+
+
+async def _run(dsn: str, text: str) -> None:
+    connection = await asyncpg.connect(dsn, server_settings={"synchronous_commit": "off"})
     try:
         await connection.execute(text)
     finally:
