@@ -9,11 +9,8 @@ from typing import Any, Self, TypeVar, TypeVarTuple, overload
 from durabletask._codec import Codec
 from durabletask._errors import (
     InvalidArgumentError,
-    MailboxFullError,
-    ProcessBusyError,
     ProcessError,
     ProcessExistsError,
-    ProcessFinishedError,
 )
 from durabletask._failure import Failures
 from durabletask._handle import ProcessHandle
@@ -27,11 +24,11 @@ from durabletask._model import (
     NewEvent,
     NewProcess,
     Query,
-    Refusal,
     Snapshot,
     Status,
 )
 from durabletask._process import Process
+from durabletask._refused import raise_busy, raise_refused, transactions_of
 from durabletask._registry import Registry
 from durabletask._repeat import repeat_unknown
 from durabletask._retry import RetryPolicy
@@ -143,6 +140,7 @@ class ProcessClient:
         process_id: str,
         *args: *Ts,
         tags: Mapping[str, str] | None = None,
+        connection: object | None = None,
     ) -> ProcessHandle[T]:
         """Create a process, durably, unless it exists.
 
@@ -154,12 +152,18 @@ class ProcessClient:
             process_id: 1 to 255 bytes of UTF-8 of your choice, such as "transfer/4711".
             *args: What the function takes after its `Process`.
             tags: Short texts to find it by.
+            connection: Of yours, with an open transaction: the process is
+                created in it, and exists if and when you commit it. Then
+                whichever host claims it runs it. Only for storages in a
+                database that is yours as well, such as Postgres.
 
         Raises:
             ProcessExistsError: The id belongs to another function or input.
             UnregisteredProcessError: `fn` is not registered.
             InvalidIdError, InvalidArgumentError, SerializationError,
             LimitExceededError: The id or the arguments cannot be stored.
+            ProcessBusyError: Another open transaction is creating or holding
+                it; nothing was written.
             StorageUnavailableError: Nothing was written; try again.
             StorageUnknownError: The answer was lost; try again.
         """
@@ -179,10 +183,14 @@ class ProcessClient:
 
         async def create() -> Created:
             created = await self._create(process)
-            _raise_busy(process_id, created)
+            raise_busy(process_id, created)
             return created
 
-        created = await repeat_unknown(create)
+        if connection is None:
+            created = await repeat_unknown(create)
+        else:
+            created = await transactions_of(self.storage).create_in(connection, process)
+            raise_busy(process_id, created)
         row = created.row
         if row is not None and not created.fresh and row.input_digest != digest:
             what = "input" if row.name == definition.name else f"function, {row.name!r}"
@@ -216,7 +224,13 @@ class ProcessClient:
         return ProcessHandle(self, check_name("process_id", process_id), shape)
 
     async def raise_event(
-        self, process_id: str, name: str, payload: object = None, *, event_id: str | None = None
+        self,
+        process_id: str,
+        name: str,
+        payload: object = None,
+        *,
+        event_id: str | None = None,
+        connection: object | None = None,
     ) -> None:
         """Put an event into a process's mailbox, durably.
 
@@ -230,11 +244,15 @@ class ProcessClient:
                 receiver's `type=` says.
             event_id: The same id raised again is the same event. Without one
                 a repeated call is another event.
+            connection: Of yours, with an open transaction: the event is raised
+                if and when you commit it. See `spawn`. If the process has
+                ended by then, the event is dropped.
 
         Raises:
             UnknownProcessError: There is no such process.
             ProcessFinishedError: It has ended.
             MailboxFullError: Too many events wait there already.
+            ProcessBusyError: Another open transaction holds the process.
             StorageUnavailableError: Nothing was written; try again.
             StorageUnknownError: The answer was lost; repeat with an `event_id`.
         """
@@ -252,11 +270,17 @@ class ProcessClient:
 
         async def deliver() -> Delivered:
             (answer,) = await self.storage.deliver([event], mailbox_max=mailbox_max)
-            _raise_busy(process_id, answer)
+            raise_busy(process_id, answer)
             return answer
 
-        answer = await repeat_unknown(deliver)
-        _raise_refused(answer, event, mailbox_max)
+        if connection is None:
+            answer = await repeat_unknown(deliver)
+        else:
+            answer = await transactions_of(self.storage).deliver_in(
+                connection, event, mailbox_max=mailbox_max
+            )
+            raise_busy(process_id, answer)
+        raise_refused(answer, event, mailbox_max)
         self._delivered(process_id, answer)
 
     async def list(
@@ -339,35 +363,6 @@ class ProcessClient:
 
     def _new_id(self) -> str:
         return f"{self._random.getrandbits(128):032x}"
-
-
-def _raise_busy(process_id: str, answer: Created | Delivered) -> None:
-    if answer.refused is Refusal.BUSY:
-        raise ProcessBusyError(
-            f"process {process_id!r} cannot be written now: another open transaction is creating "
-            "or holding it, or what is stored of it cannot be read; nothing was written",
-            hint="end that transaction, and try again",
-        )
-
-
-def _raise_refused(answer: Delivered, event: NewEvent, mailbox_max: int) -> None:
-    process_id = event.process_id
-    match answer.refused:
-        case None:
-            return
-        case Refusal.UNKNOWN_PROCESS:
-            raise unknown(process_id)
-        case Refusal.MAILBOX_FULL:
-            raise MailboxFullError(
-                process_id,
-                f"process {process_id!r} has {mailbox_max:,} unconsumed events",
-                hint="let it consume them, or raise Limits(mailbox_max=)",
-            )
-        case _:
-            raise ProcessFinishedError(
-                process_id,
-                f"event {event.name!r} came too late: process {process_id!r} has ended",
-            )
 
 
 def _checked_statuses(status: Status | str | Iterable[Status | str]) -> frozenset[Status]:

@@ -71,10 +71,17 @@ class ProcessHandle(Generic[T]):
         return await self._client.history(self._id)
 
     async def raise_event(
-        self, name: str, payload: object = None, *, event_id: str | None = None
+        self,
+        name: str,
+        payload: object = None,
+        *,
+        event_id: str | None = None,
+        connection: object | None = None,
     ) -> None:
         """Send an event to the process; see `ProcessHost.raise_event`."""
-        await self._client.raise_event(self._id, name, payload, event_id=event_id)
+        await self._client.raise_event(
+            self._id, name, payload, event_id=event_id, connection=connection
+        )
 
 
 def outcome(process_id: str, ending: Ending, shape: Shape, failures: Failures) -> Any:

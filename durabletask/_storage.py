@@ -29,8 +29,8 @@ Rules that hold for every method:
 Source: Gray and Cheriton 1989 (leases); docs/design.md, "The storage seam".
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from durabletask._model import (
     Claims,
@@ -230,5 +230,81 @@ class Hints(Protocol):
 
         Returns:
             A function that ends the subscription; safe to repeat.
+        """
+        ...
+
+
+@runtime_checkable
+class Transactions(Protocol):
+    """A storage in a database that its users write to as well, in transactions of theirs.
+
+    `connection` is what the storage's documentation says, for Postgres a
+    connection of asyncpg. What goes through one of the user's is committed or
+    rolled back with it, and while it is open it holds up nobody else.
+    """
+
+    async def create_in(self, connection: Any, process: NewProcess) -> Created:
+        """Create a process in the user's open transaction, as `ProcessStorage.create` does.
+
+        It has no owner: once it is committed, whichever host claims it runs it.
+        Refused with BUSY where another open transaction is creating the id; the
+        user's transaction goes on.
+
+        Raises:
+            InvalidArgumentError: The connection has no open transaction, or it
+                is none of this storage's; nothing was written.
+            StorageError: What it says; the user's transaction has failed too.
+        """
+        ...
+
+    async def deliver_in(self, connection: Any, event: NewEvent, *, mailbox_max: int) -> Delivered:
+        """Deliver an event in the user's open transaction, as `ProcessStorage.deliver` does.
+
+        A new event has no position until it is committed, so that the answer
+        holds none; events of one transaction arrive in the order delivered. If
+        the process ends first, or is purged, the event is dropped.
+
+        Raises:
+            InvalidArgumentError: The connection has no open transaction, or it
+                is none of this storage's; nothing was written.
+            StorageError: What it says; the user's transaction has failed too.
+        """
+        ...
+
+    async def transact(
+        self, lease: Lease, unit: Unit, body: Callable[[Any], Awaitable[bytes]]
+    ) -> UnitOutcome:
+        """Run `body` in a new transaction that also records its result; both or neither.
+
+        The transaction is on a connection of the storage's own. The fence and
+        the owner are checked in it, late, since an open transaction must not
+        keep others from fencing this host. If `body` raises, it is rolled back,
+        and the same exception is raised again.
+
+        A repeat, after an answer that was lost, may run `body` again. The first
+        thing that it does is to reserve the checkpoint's place, so that a first
+        transaction which is still on its way is waited for, and one that was
+        committed shows as `held` without `body` being run.
+
+        Args:
+            lease: The lease under which the process runs.
+            unit: One first-wins checkpoint with an empty payload, and nothing
+                else. Its seq is its place in the history only: units with a
+                lower one, which are on their way by `commit`, apply after it.
+            body: Gets the connection, and returns the payload to record. It
+                may not end the transaction.
+
+        Returns:
+            DONE; or `held` with what any other transaction or unit has recorded
+            in its place; or refused with NOT_OWNER, FINISHED or BUSY. If not
+            DONE, what `body` wrote was rolled back.
+
+        Raises:
+            LeaseLostError, StorageRewoundError: Nothing was written.
+            StorageUnavailableError: Nothing was written; repeat. Also where the
+                connection was lost or the transaction had to give way to
+                another (deadlock, serialization), whatever `body` made of that.
+            StorageUnknownError: The answer to the commit was lost; repeat.
+            InvalidArgumentError: `body` has ended the transaction by itself.
         """
         ...

@@ -6,11 +6,12 @@ process that is busy, a lease that is lost. How batches form is for `_group`.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
 from durabletask._busy import BusyUnits
 from durabletask._errors import (
+    InvalidArgumentError,
     LeaseLostError,
     StorageError,
     StorageFailedError,
@@ -19,6 +20,7 @@ from durabletask._errors import (
 from durabletask._group import GroupCommit
 from durabletask._lease import contract_broken
 from durabletask._model import DONE, Lease, Refusal, Unit, UnitOutcome
+from durabletask._refused import transactions_of
 from durabletask._repeat import BACKOFF_MAX_S, BACKOFF_MIN_S, MAY_PASS, loudness
 from durabletask._storage import ProcessStorage
 
@@ -72,6 +74,52 @@ class Writer:
         """
         self._restless.append(run)
         self._group.nudge()
+
+    async def transact(self, unit: Unit, body: Callable[[Any], Awaitable[bytes]]) -> UnitOutcome:
+        """Run a body in a transaction that records its result, until the outcome is known.
+
+        Not in a batch: it takes as long as the body does. Where the storage has
+        refused or the answer was lost, the body runs again.
+
+        Raises:
+            Exception: What the body raised; nothing was written.
+            StorageError: Nothing can be recorded any more.
+        """
+        transactions = transactions_of(self._storage)
+        raised: BaseException | None = None
+
+        async def watched(connection: Any) -> bytes:
+            nonlocal raised
+            raised = None
+            try:
+                return await body(connection)
+            except BaseException as error:
+                raised = error
+                raise
+
+        wait_s = BACKOFF_MIN_S
+        while True:
+            try:
+                outcome = await transactions.transact(self._lease, unit, watched)
+                if outcome.refused is not Refusal.BUSY:
+                    return outcome
+                _log.debug("process %s is busy", ascii(unit.process_id))
+            except MAY_PASS as error:
+                if error is raised:
+                    raise
+                _log.log(
+                    loudness(error), "storage: %s; the transaction again in %.2f s", error, wait_s
+                )
+            except (LeaseLostError, StorageRewoundError, StorageFailedError) as error:
+                if error is not raised:
+                    self._on_broken(error)
+                raise
+            except Exception as error:
+                if error is raised or isinstance(error, InvalidArgumentError):
+                    raise
+                raise self._failed(contract_broken(error)) from error
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, BACKOFF_MAX_S)
 
     async def wait_idle(self) -> None:
         """Wait until everything submitted or marked so far is recorded, busy or not."""

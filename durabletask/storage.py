@@ -27,7 +27,7 @@ from durabletask._model import (
     Unit,
     UnitOutcome,
 )
-from durabletask._storage import Hints, ProcessStorage
+from durabletask._storage import Hints, ProcessStorage, Transactions
 from durabletask._transitions import CLAIMABLE, FINISHED, NEXT, may_follow
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "Snapshot",
     "Status",
     "SystemClock",
+    "Transactions",
     "Unit",
     "UnitOutcome",
     "may_follow",

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_hints", "_memory*"),
     # The parts of a running host that know nothing of each other.
     ("_lease", "_mailbox", "_observe", "_registry", "_timers", "_watch"),
+    ("_refused",),
     ("_group", "_busy", "_writer"),
     ("_services",),
     ("_caller",),
@@ -74,6 +75,7 @@ BROAD_EXCEPTS: dict[tuple[str, str], str] = {
     ): "retry_if is the user's; its fault must not lose the failure of the step",
     ("durabletask/_group.py", "GroupCommit._run"): "handed to each that waits for the batch",
     ("durabletask/_writer.py", "Writer._commit"): _CONTRACT,
+    ("durabletask/_writer.py", "Writer.transact"): _CONTRACT,
     (
         "storage/durabletask_filesystem/_thread.py",
         "_work",

@@ -114,6 +114,11 @@ async def outside() -> None:
         assert_type(await host.spawn(short, "x"), ProcessHandle[int])
         await host.raise_event("transfer/1", "approved", Approval("carol"), event_id="1")
         await handle.raise_event("approved")
+        connection = object()  # asyncpg's, with PostgresStorage
+        held = await host.spawn(transfer, "t/2", "alice", Decimal(10), connection=connection)
+        assert_type(held, ProcessHandle[str])
+        await host.raise_event("t/2", "approved", connection=connection)
+        await handle.raise_event("approved", connection=connection)
         assert_type(await handle.info(), ProcessInfo)
         async for info in host.list(status=[Status.FAILED, "waiting"], prefix="x"):
             assert_type(info.status, Status)

@@ -54,6 +54,8 @@ async def outside() -> None:
     await host.spawn(process, "p")  # type: ignore[arg-type]
     await host.spawn(process, "p", "5")  # type: ignore[arg-type]
     await host.spawn(process, 5, Decimal(5))  # type: ignore[arg-type]
+    await host.spawn(process, "p", connection=object())  # type: ignore[arg-type]
+    await host.raise_event("p", "go", event_id=object())  # type: ignore[arg-type]
     handle = await host.spawn(process, "p", Decimal(5))
     wrong: int = await handle.result()  # type: ignore[assignment]
     await host.get(process).result()  # type: ignore[call-overload]
