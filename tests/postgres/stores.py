@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import asyncpg
 
 from durabletask.storage import Clock, NewProcess, ProcessStorage
-from durabletask.testing import VirtualClock
+from durabletask.testing import VirtualClock, conformance
 from durabletask.testing._conformance.world import World
 from durabletask_postgres import PostgresStorage
 from durabletask_postgres._migrate import ensure_schema
@@ -136,7 +136,7 @@ async def new_world(dsn: str, schema: str, **options: Any) -> AsyncIterator[Worl
     """Yield a storage in a schema, by the real time, in the words of the conformance suite."""
     storage = PostgresStorage(dsn, schema=schema, **options)
     try:
-        yield World(cast("Any", None), storage, VirtualClock())
+        yield World(conformance.StorageConformance(), storage, VirtualClock())
     finally:
         await storage.close()
 
