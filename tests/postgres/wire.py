@@ -111,5 +111,10 @@ def error(sqlstate: str, text: str, *, severity: str = "FATAL") -> bytes:
     )
 
 
+def key_of(number: int) -> bytes:
+    """Return a cancellation key of eight bytes that stands for a number."""
+    return (number % 2**63).to_bytes(8, "big")
+
+
 def _text(body: bytes) -> str:
     return body.partition(b"\0")[0].decode(errors="replace")
