@@ -3,13 +3,24 @@
 Pure: decides how a batch is cut, and refuses to know any connection.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from asyncpg import Record
 
-from durabletask.storage import DONE, Checkpoint, Refusal, Unit, UnitOutcome
+from durabletask.storage import (
+    DONE,
+    NO_INDEX,
+    Checkpoint,
+    Form,
+    Kind,
+    Refusal,
+    Unit,
+    UnitOutcome,
+)
 from durabletask_postgres._rows import checkpoint, refusal
+
+T = TypeVar("T")
 
 Places = list[tuple[int, Unit]]
 """Units with their places in the batch that the outcomes answer."""
@@ -36,6 +47,49 @@ def is_step(unit: Unit) -> bool:
         and not unit.consumes
         and not unit.checkpoints[0].replaces
     )
+
+
+def step_values(unit: Unit) -> tuple[Any, ...]:
+    """Return what the statement `step` takes behind the mark, for a unit that is one."""
+    point = unit.checkpoints[0]
+    return (
+        unit.process_id,
+        unit.incarnation,
+        unit.epoch,
+        unit.seq,
+        point.kind,
+        point.key,
+        point.index,
+        point.form,
+        point.payload,
+    )
+
+
+def step_columns(units: Sequence[Unit], names: Mapping[int, str]) -> list[Any] | None:
+    """Return what `record_steps` takes behind the mark, or None where it cannot judge the batch.
+
+    Args:
+        names: The ids of processes by their numbers, as the database has told them.
+    """
+    for unit in units:
+        if not is_step(unit) or names.get(unit.incarnation) != unit.process_id:
+            return None
+    points = [unit.checkpoints[0] for unit in units]
+    return [
+        [unit.incarnation for unit in units],
+        [unit.seq for unit in units],
+        [point.key for point in points],
+        [point.payload for point in points],
+        _unless_all(1, [unit.epoch for unit in units]),
+        _unless_all(NO_INDEX, [point.index for point in points]),
+        _unless_all(Kind.DO, [point.kind for point in points]),
+        _unless_all(Form.VALUE, [point.form for point in points]),
+    ]
+
+
+def _unless_all(usual: T, values: list[T]) -> list[T]:
+    """Return the values, or nothing where all are as usual: each array costs time on both sides."""
+    return [] if values.count(usual) == len(values) else values
 
 
 def rounds(units: Sequence[Unit]) -> Iterator[Places]:
@@ -187,13 +241,11 @@ def mark_of(places: Places, answers: Sequence[UnitOutcome], before: Mark | None)
         if unit.ending is not None or unit.leave is not None:
             return unit.incarnation, unit.epoch, None, None, None, None
         if unit.checkpoints:
-            point = unit.checkpoints[-1]
-            return (
-                unit.incarnation,
-                unit.epoch,
-                unit.seq,
-                point.kind,
-                point.key,
-                point.index,
-            )
+            return mark_at(unit)
     return before
+
+
+def mark_at(unit: Unit) -> Mark:
+    """Return the mark of a unit with checkpoints that was recorded and left its process here."""
+    point = unit.checkpoints[-1]
+    return unit.incarnation, unit.epoch, unit.seq, point.kind, point.key, point.index

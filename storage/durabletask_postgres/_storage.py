@@ -125,7 +125,7 @@ class PostgresStorage:
         )
         self._fetch = self._connections.fetch
         self._notifier = Notifier(self._fetch, self._statements, self._instance)
-        self._commits = Commits(self._fetch, self._statements["commit"], self._clock)
+        self._commits = Commits(self._fetch, self._statements, self._clock)
         self._retention = Retention(self._fetch, self._statements["purge_finished"], retention)
         self._hearts: dict[str, Heart] = {}
         self._leases: set[str] = set()
@@ -144,6 +144,10 @@ class PostgresStorage:
         """Create processes; an id that exists is answered with what is there."""
         _clients.check_size("create", processes)
         answers = await _clients.create(self._fetch, self._statements, processes, lease)
+        if lease is not None:
+            for each in answers:
+                if each.row is not None and each.row.owner == lease.host_id:
+                    self._commits.names[each.row.incarnation] = each.row.process_id
         self._tell(
             [
                 each.row.process_id
@@ -253,6 +257,7 @@ class PostgresStorage:
             self._lost_claims.add(claim_id)
             raise
         self._lost_claims.discard(claim_id)
+        self._commits.names.update((each["process_no"], each["process_id"]) for each in records)
         return Claims(
             tuple(claimed_of(each) for each in records),
             header["now_at"],

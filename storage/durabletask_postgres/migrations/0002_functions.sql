@@ -421,7 +421,8 @@ begin
 end
 $$;
 
--- The advisory lock that a host's session holds for as long as the host lives.
+-- The advisory lock that a host's session holds for as long as the host lives. Its class is this
+-- schema's own, since hosts are counted in each.
 create function durabletask.bear_witness(host_id text) returns boolean
 language plpgsql volatile as $$
 declare
@@ -429,7 +430,9 @@ declare
 begin
     select f.host_no into v_host_no from durabletask.fence f
     where f.host_id = bear_witness.host_id and f.fenced_at is null;
-    if v_host_no is null or not pg_try_advisory_lock(1146372947, v_host_no::integer) then
+    if v_host_no is null or not pg_try_advisory_lock(
+        'durabletask.fence'::regclass::oid::integer, v_host_no::integer
+    ) then
         return false;
     end if;
     update durabletask.lease l set witness = true where l.host_no = v_host_no and not l.witness;
@@ -528,8 +531,8 @@ begin
                 l.expires_at <= v_now
                 or (v_by_witness and l.witness and not exists (
                     select from pg_locks k
-                    where k.locktype = 'advisory' and k.classid = 1146372947
-                        and k.objid = (l.host_no % 2147483648)::oid and k.objsubid = 2
+                    where k.locktype = 'advisory' and k.classid = 'durabletask.fence'::regclass::oid
+                        and k.objid = l.host_no::oid and k.objsubid = 2
                         and k.database = (
                             select d.oid from pg_database d where d.datname = current_database())
                 ))

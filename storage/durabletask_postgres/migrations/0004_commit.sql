@@ -1,5 +1,69 @@
 -- Group commit: what all processes of a host write at one moment, in one transaction.
 
+-- Whether the database lacks the last thing that the host was told of.
+create function durabletask.is_rewound(
+    host_no bigint, mark_no bigint, mark_epoch integer, mark_seq integer, mark_kind text,
+    mark_key text, mark_index integer
+) returns boolean
+language sql stable
+begin atomic
+    select case
+        when mark_no is null then false
+        when mark_key is null then exists (
+            select from durabletask.process p
+            where p.process_no = mark_no and p.epoch = mark_epoch and p.owner_no = host_no)
+        else not exists (
+            select from durabletask.checkpoint c
+            where c.process_no = mark_no and c.key = mark_key and c.index = mark_index
+                and c.kind = mark_kind and (c.epoch, c.seq) >= (mark_epoch, mark_seq))
+    end;
+end;
+
+-- Record steps of processes that the host holds; return how many. Fewer than were sent, or a unique
+-- violation, says that `commit_units` has to look at each of them.
+--
+-- An array that is empty stands for the value that nearly all steps have.
+--
+-- The ownership is read by the statement that inserts, after the fence is held.
+create function durabletask.record_steps(
+    host_id text,
+    mark_no bigint, mark_epoch integer, mark_seq integer, mark_kind text, mark_key text,
+    mark_index integer,
+    nos bigint[], seqs integer[], keys text[], payloads bytea[],
+    epochs integer[], indexes integer[], kinds text[], forms text[]
+) returns integer
+language plpgsql volatile
+set lock_timeout = '100ms'
+set plan_cache_mode = 'force_generic_plan' as $$
+#variable_conflict use_column
+declare
+    v_host_no bigint;
+    v_now timestamptz;
+    v_count integer;
+begin
+    perform durabletask.check_isolation();
+    perform durabletask.be_durable();
+    v_host_no := durabletask.hold_fence(host_id);
+    if durabletask.is_rewound(
+        v_host_no, mark_no, mark_epoch, mark_seq, mark_kind, mark_key, mark_index
+    ) then
+        raise exception 'the database does not hold what it acknowledged to host %', host_id
+            using errcode = 'DT002';
+    end if;
+    v_now := durabletask.clock();
+    insert into durabletask.checkpoint
+        (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+    select s.process_no, v_now, p.epoch, s.seq, coalesce(s.index, -1), 0, false,
+        coalesce(s.kind, 'do'), s.key, coalesce(s.form, 'value'), s.payload
+    from unnest(nos, seqs, keys, payloads, epochs, indexes, kinds, forms)
+        as s (process_no, seq, key, payload, epoch, index, kind, form)
+    join durabletask.process p on p.process_no = s.process_no
+    where p.epoch = coalesce(s.epoch, 1) and p.owner_no = v_host_no and s.seq > p.seq;
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$$;
+
 -- Record units of processes that the host holds; return what was not simply done.
 --
 -- A *step* is a unit of one new checkpoint and nothing else: it changes no process row and locks
@@ -70,7 +134,6 @@ set lock_timeout = '100ms' as $$
 declare
     v_host_no bigint;
     v_now timestamptz;
-    v_rewound boolean;
     v_count bigint;
     v_locked bigint[];
     v_held bigint[];
@@ -97,19 +160,9 @@ begin
 
     -- From here on nobody else can change what this host holds.
     v_now := durabletask.clock();
-    if mark_no is null then
-        v_rewound := false;
-    elsif mark_key is null then
-        v_rewound := exists (
-            select from durabletask.process p
-            where p.process_no = mark_no and p.epoch = mark_epoch and p.owner_no = v_host_no);
-    else
-        v_rewound := not exists (
-            select from durabletask.checkpoint c
-            where c.process_no = mark_no and c.key = mark_key and c.index = mark_index
-                and c.kind = mark_kind and (c.epoch, c.seq) >= (mark_epoch, mark_seq));
-    end if;
-    if v_rewound then
+    if durabletask.is_rewound(
+        v_host_no, mark_no, mark_epoch, mark_seq, mark_kind, mark_key, mark_index
+    ) then
         raise exception 'the database does not hold what it acknowledged to host %', host_id
             using errcode = 'DT002';
     end if;
