@@ -39,7 +39,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
-POLL_S = 0.5
+POLL_S = 0.9
+"""So that an idle host asks its storage less than twice a second in all, renewals included."""
 
 
 class ProcessClient:

@@ -93,7 +93,8 @@ class Trust:
         much time has passed there as here since.
         """
         passed_s = self._clock.monotonic_s() - self._read_s
-        return self._now_at + timedelta(seconds=passed_s)
+        # Cut off and not rounded, or a delay could be over a microsecond early.
+        return self._now_at + timedelta(microseconds=int(passed_s * 1e6))
 
 
 async def keep_renewed(

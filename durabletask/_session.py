@@ -57,6 +57,8 @@ CLAIM_MAX = 1_000
 """Processes taken by one claim: enough to make the round trip cheap, few enough to share."""
 
 POLL_MIN_S = 0.02
+POLL_SPREAD = 1 / 6
+"""By how much of itself a pause between two looks may be shorter."""
 HAND_OVER_S = 0.001
 """How long a hint about a process that runs here may turn out to be no news."""
 RELEASE_PAUSE_S = 1.0
@@ -266,8 +268,10 @@ class Session:
                 await asyncio.sleep(0)
                 continue
             idle_s = POLL_MIN_S if found else min(idle_s * 2, self._idle_max_s())
+            # Spread, or hosts that were started together would ask together for ever.
+            pause_s = idle_s * (1 - POLL_SPREAD * config.random.random())
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(idle_s, next_s)):
+                async with asyncio.timeout(min(pause_s, next_s)):
                     await self._look.wait()
 
     def _idle_max_s(self) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from random import Random
 
 import pytest
 
@@ -188,3 +189,17 @@ def test_the_storages_time_is_a_lower_bound() -> None:
         trust.close()
 
     run_virtual(main)
+
+
+async def test_the_time_of_the_storage_is_never_overstated() -> None:
+    """G8: by whatever fractions of a microsecond time passes, no delay can be over early."""
+    random = Random(5)
+    for _ in range(300):
+        clock = VirtualClock()
+        clock.advance(random.random())
+        trust = Trust(clock)
+        trust.observe(clock.now())
+        for _ in range(10):
+            clock.advance(random.random() / random.choice((1, 1e3, 1e6)))
+            assert trust.now() <= clock.now()
+            assert clock.now() - trust.now() < timedelta(microseconds=3)

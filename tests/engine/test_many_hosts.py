@@ -243,3 +243,31 @@ async def test_processes_do_not_starve_each_other(world: World) -> None:
         handles = [await host.spawn(big, "big"), await host.spawn(small, "small")]
         await asyncio.gather(*(each.result() for each in handles))
     assert order == ["small", "big"]
+
+
+@virtual
+async def test_idle_hosts_ask_little_and_not_together(world: World) -> None:
+    """F140, issue 3.3: an idle host asks at most twice a second in all, each at its own times."""
+    world.storage = MemoryStorage(world.clock, lease_ttl_s=15.0)
+    asked: dict[str, list[tuple[str, float]]] = {}
+
+    def listen(host: ProcessHost, name: str) -> None:
+        asked[name] = []
+
+        async def note(call: str) -> None:
+            asked[name].append((call, world.clock.monotonic_s()))
+
+        world.wires[host].before = note
+
+    hosts = [world.host(waiting) for _ in range(3)]
+    async with hosts[0], hosts[1], hosts[2]:
+        await hosts[0].spawn(waiting, "p")
+        await asyncio.sleep(10)
+        for n, host in enumerate(hosts):
+            listen(host, f"host {n}")
+        await asyncio.sleep(600)
+        assert all(600 <= len(calls) <= 1200 for calls in asked.values())
+        claims = [at for calls in asked.values() for call, at in calls if call == "claim"]
+        assert len(set(claims)) > 0.99 * len(claims)
+        await hosts[1].raise_event("p", "go", "now")
+        assert await hosts[2].get(waiting, "p").result(timeout=1.0) == "now"
