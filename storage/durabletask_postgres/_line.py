@@ -5,6 +5,7 @@ and nowhere else. Refuses to know who shares the connection and what is asked.
 """
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -115,16 +116,19 @@ class Line:
     @property
     def usable(self) -> bool:
         """Whether it is open and between two transactions."""
-        return not self.connection.is_closed() and not self.connection.is_in_transaction()
+        try:
+            return not self.connection.is_closed() and not self.connection.is_in_transaction()
+        except asyncpg.InterfaceError:
+            return False  # it has ended, and the pool that it came from has taken note
 
     def detach(self) -> None:
         """Listen no more to what the server says; the connection goes back to its owner."""
-        if not self.connection.is_closed():
-            self.connection.remove_log_listener(self._hear)
+        self.connection.remove_log_listener(self._hear)
 
     def terminate(self) -> None:
         """End the connection without a word; the server rolls back what is open."""
-        self.connection.terminate()
+        with suppress(asyncpg.InterfaceError):  # it has ended already, as above
+            self.connection.terminate()
 
     async def fetch(
         self, statement: str, args: tuple[object, ...], *, explicit: bool, timeout_s: float
