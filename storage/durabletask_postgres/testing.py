@@ -115,6 +115,9 @@ class ThrowAwayPostgres:
             ["/bin/sh", "-c", _GUARD.format(folder=shlex.quote(str(self.folder)))],
             cwd=self.folder,
             stdin=subprocess.PIPE,
+            # It lives a little longer than we do; who reads what we print must not wait for it.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         try:
