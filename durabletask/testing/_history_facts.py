@@ -25,6 +25,7 @@ from durabletask.testing._history_records import (
     Phase,
     Purge,
     Renew,
+    See,
     Write,
 )
 
@@ -152,6 +153,7 @@ class Facts:
         self.renewals = _only(calls, Renew)
         self.closings = _only(calls, CloseLease)
         self.executions = _only(calls, Execute)
+        self.sights = _only(calls, See)
         self.final = {snapshot.row.process_id: snapshot for snapshot in final}
         self.units = _units(self.commits)
         self.units_of: dict[Incarnation, list[tuple[UnitId, UnitFacts]]] = defaultdict(list)

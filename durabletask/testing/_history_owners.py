@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
+from durabletask._model import Kind
 from durabletask.testing._history_facts import (
     Call,
     Facts,
@@ -53,8 +54,8 @@ def epochs_rise(facts: Facts) -> Iterator[Violation]:
 def no_late_write(facts: Facts) -> Iterator[Violation]:
     """I8: in the order recorded epochs never fall, nor does a unit's number in its epoch.
 
-    Nor is a unit of an older epoch acknowledged after a newer one was taken.
-    Positions of events have no gaps.
+    Nor is a unit of an older epoch recorded, or acknowledged, after a newer one was taken: a
+    claim is handed all that is older than itself. Positions of events have no gaps.
     """
     for process_id, snapshot in facts.final.items():
         last = 0, 0
@@ -66,6 +67,14 @@ def no_late_write(facts: Facts) -> Iterator[Violation]:
         positions = [event.position for event in snapshot.events]
         if positions != list(range(1, len(positions) + 1)):
             yield Violation("I8", process_id, f"its events have the positions {positions}")
+    for take in facts.takes:
+        final = facts.of_final(take.of)
+        if final is None or take.recalls is None or take.recalls < len(_told(facts, take)):
+            continue  # for I21 to say
+        older = sum(each.epoch < take.epoch for each in final.checkpoints)
+        if older > take.recalls:
+            what = f"{older} records are older than epoch {take.epoch}, which saw {take.recalls}"
+            yield Violation("I8", take.of[0], what)
     newest = {
         of: _Newest((take.ended, take.epoch) for take in takes)
         for of, takes in _by_process(facts).items()
@@ -134,16 +143,21 @@ def claims_hand_out_everything(facts: Facts) -> Iterator[Violation]:
         if take.recalls is None or take.of[0] in facts.may_be_gone:
             continue
         units = [unit for _, unit in facts.units_of[take.of] if unit.fate is not Fate.REFUSED]
-        places = {
-            (write.kind, write.key, write.index)
-            for unit in units
-            if unit.recorded_at < take.began
-            for write in unit.asked.writes
-        }
+        places = _told(facts, take)
         if take.recalls < len(places):
             what = f"epoch {take.epoch} was handed {take.recalls} of at least {len(places)} records"
             yield Violation("I21", take.of[0], what)
         yield from _mailbox(take, units, arrived[take.of[0]])
+
+
+def _told(facts: Facts, take: Take) -> set[tuple[Kind, str, int]]:
+    """Return the places of which somebody was told, before a claim was asked for."""
+    return {
+        (write.kind, write.key, write.index)
+        for _, unit in facts.units_of[take.of]
+        if unit.recorded_at < take.began
+        for write in unit.asked.writes
+    }
 
 
 def _mailbox(

@@ -32,6 +32,7 @@ from durabletask._model import (
     Unit,
     UnitOutcome,
 )
+from durabletask._process import Process
 from durabletask._steps import current_step
 from durabletask._storage import Hints, ProcessStorage
 from durabletask.testing._history_file import History
@@ -46,6 +47,7 @@ from durabletask.testing._history_records import (
     Phase,
     Purge,
     Renew,
+    See,
     Taken,
     creation_digest,
     digest,
@@ -244,6 +246,27 @@ class Effects:
         """
         with self.during():
             pass
+
+    def saw(self, proc: Process, key: str, value: T) -> T:
+        """Write down what user code was given by a durable call, and return it.
+
+        Args:
+            proc: The process that made the call.
+            key: Of the call.
+            value: Told apart by its `repr`, so that must not name an address.
+        """
+        name, call = self._history.who, self._history.next_call()
+        seen = See(
+            phase=Phase.INVOKE,
+            who=name,
+            call=call,
+            at_s=self._history.now_s(),
+            process_id=proc.id,
+            place=proc.idempotency_key(key),
+            digest=digest(repr(value).encode()),
+        )
+        self._history.write([seen])
+        return value
 
     @contextmanager
     def during(self) -> Iterator[None]:

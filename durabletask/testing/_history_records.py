@@ -165,7 +165,20 @@ class Execute(Operation, frozen=True, tag="execute"):
     attempt: int = 1
 
 
-AnyOperation: TypeAlias = Create | Deliver | Claim | Commit | Purge | Renew | CloseLease | Execute
+class See(Operation, frozen=True, tag="see"):
+    """User code was given the outcome of a durable call, by a run or by a recall.
+
+    Attributes:
+        place: `proc.idempotency_key(key)`.
+    """
+
+    place: str = ""
+    digest: str = ""
+
+
+AnyOperation: TypeAlias = (
+    Create | Deliver | Claim | Commit | Purge | Renew | CloseLease | Execute | See
+)
 
 
 def ending_text(ending: Ending | None) -> str:

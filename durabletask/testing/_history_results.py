@@ -105,7 +105,7 @@ def nothing_is_invented(facts: Facts) -> Iterator[Violation]:
 
 
 def one_result(facts: Facts) -> Iterator[Violation]:
-    """I3: one record under a key, for good, and everybody was told the same."""
+    """I3: one record under a key, for good, and everybody was told the same; user code too."""
     for process_id, snapshot in facts.final.items():
         places = Counter((each.kind, each.key, each.index) for each in snapshot.checkpoints)
         yield from (
@@ -125,6 +125,11 @@ def one_result(facts: Facts) -> Iterator[Violation]:
     for place, named, _ in _acknowledged(facts):
         if told.setdefault(place, named) != named:
             yield Violation("I3", place[0], f"{place[2:]} was acknowledged with two values")
+    seen: dict[str, str] = {}
+    for call in facts.sights:
+        if seen.setdefault(call.asked.place, call.asked.digest) != call.asked.digest:
+            what = f"user code was given two values under {call.asked.place!r}"
+            yield Violation("I3", call.asked.process_id, what)
 
 
 def _acknowledged(facts: Facts) -> Iterator[tuple[Place, str, Call[Commit]]]:

@@ -6,7 +6,8 @@ the final state with `dump`, and ask `check`:
 
     history = HistoryFile(folder / f"host-{os.getpid()}")
     host = ProcessHost(RecordingStorage(storage, history), …)
-    effects = Effects(history)         # call effects() in the body of each step
+    effects = Effects(history)         # call effects() in the body of each step, and
+                                       # effects.saw(proc, key, …) on what a call returns
     …
     found = check(read_histories(folder.iterdir()), await dump(storage))
 
@@ -46,6 +47,7 @@ from durabletask.testing._history_records import (
     Phase,
     Purge,
     Renew,
+    See,
     Taken,
     Write,
     digest,
@@ -78,6 +80,7 @@ __all__ = [
     "Purge",
     "RecordingStorage",
     "Renew",
+    "See",
     "Taken",
     "Violation",
     "Write",

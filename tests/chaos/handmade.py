@@ -27,6 +27,7 @@ from durabletask.testing.history import (
     Operation,
     Phase,
     Renew,
+    See,
     Taken,
     check,
 )
@@ -133,6 +134,11 @@ class Story:
             phase=Phase.INVOKE, process_id=P, incarnation=1, epoch=epoch, key=key, attempt=attempt
         )
         return self.ask(asked)
+
+    def saw(self, key: str, value: str) -> "Story":
+        """Give user code the outcome of a call."""
+        asked = See(phase=Phase.INVOKE, process_id=P, place=f"p/1.0/{key}", digest=value)
+        return self.ask(asked, SILENT)
 
     def renewed(self, host_id: str, answer: Phase | None = OK) -> "Story":
         """Prolong a lease."""

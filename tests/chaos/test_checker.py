@@ -53,7 +53,9 @@ GOOD: dict[str, Story] = {
     .wrote(2, 2, wait(5))
     .wrote(2, 3, delay(5, 6))
     .ran("b", 2)
-    .wrote(2, 4, held("b"), ending=FINISH),
+    .wrote(2, 4, held("b"), ending=FINISH)
+    .saw("b", "1")
+    .saw("b", "1"),
     "an answer is lost, and it was done": begun().ran("a").wrote(1, 1, held("a"), answer=INFO),
     "an answer is lost, and it was not done": begun()
     .ran("a")
@@ -106,6 +108,7 @@ BAD: dict[str, tuple[str, Story]] = {
         "I3",
         begun().ran("a").wrote(1, 1, held("a")).wrote(1, 2, held("a", kind=Kind.GET)),
     ),
+    "user code is given another value": ("I3", begun().saw("a", "1").saw("a", "2")),
     "a result without a run": ("I4", begun().wrote(1, 1, held("a"))),
     "a result by another epoch than ran": (
         "I4",
@@ -122,16 +125,24 @@ BAD: dict[str, tuple[str, Story]] = {
     "one name for two units": ("I7", begun().wrote(1, 1, left=True).wrote(1, 1, ending=FINISH)),
     "an older epoch's record behind a newer one's": (
         "I8",
-        moved().ran("b", 2).wrote(2, 1, held("b")).ran("c").wrote(1, 2, held("c"), answer=SILENT),
+        moved()
+        .ran("b", 2)
+        .wrote(2, 1, held("b"))
+        .ran("c", 1)
+        .wrote(1, 2, held("c"), answer=SILENT),
     ),
     "a late write is acknowledged": (
         "I8",
         moved().wrote(2, 1, left=True).taken(3, "h2").wrote(2, 2, left=True),
     ),
+    "a late write lands unheard of": (
+        "I8",
+        begun().ran("a").taken(2, "h2").wrote(1, 1, held("a"), answer=SILENT),
+    ),
     "a hole in the mailbox": ("I8", begun().raised("e1", 2)),
     "a refused late write is there": (
         "I9",
-        moved().ran("b").wrote(1, 2, held("b"), answer=FAIL, why="LeaseLostError"),
+        moved().wrote(1, 2, ending=FINISH, answer=FAIL, why="LeaseLostError"),
     ),
     "a fenced host's lease is prolonged": ("I9", moved().renewed("h1")),
     "an effect before its cause": (
