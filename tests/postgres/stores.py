@@ -29,8 +29,8 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 PATIENCE_S = 30.0
 """What takes longer hangs."""
 
-FOR_EVER_S = 1e6
-"""A lease that no real time of a test ends: its heart never renews it, and virtual time decides."""
+LEASE_TTL_S = 3_600.0
+"""Of a lease in virtual time: so long that its heart, which lives by the real one, never beats."""
 
 _TABLES = ("process", "checkpoint", "event", "letter", "fence", "lease", "claim_mark")
 
@@ -209,6 +209,13 @@ async def wait_blocked(looking: Connection, holder: Connection) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not await looking.fetch(question, holder.get_server_pid()):
             pass
+
+
+async def fence_all(storage: ProcessStorage, host_id: str) -> None:
+    """Let a new host find that the leases of all others have ended, and go."""
+    lease = await storage.open_lease(host_id, "janitor")
+    await storage.claim(lease, "fence", (), count_max=0)
+    await storage.close_lease(lease)
 
 
 def aside(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from itertools import count
 
 import asyncpg
 import pytest
@@ -10,7 +11,7 @@ from durabletask.storage import ProcessStorage
 from durabletask.testing import VirtualClock
 from durabletask.testing.conformance import StorageConformance
 from durabletask_postgres import PostgresStorage
-from tests.postgres.stores import FOR_EVER_S, Schemas, at_time, held
+from tests.postgres.stores import LEASE_TTL_S, Schemas, at_time, fence_all, held
 
 
 class TestPostgres(StorageConformance):
@@ -20,6 +21,7 @@ class TestPostgres(StorageConformance):
     async def surroundings(self, schemas: Schemas) -> AsyncIterator[None]:
         self.schemas = schemas
         self.taken: list[str] = []
+        self.crashes = count()
         yield
         for schema in self.taken:
             schemas.give_back(schema, virtual=True)
@@ -32,10 +34,14 @@ class TestPostgres(StorageConformance):
     async def reopen(self, storage: ProcessStorage, *, crash: bool = False) -> ProcessStorage:
         # Closing a storage ends its sessions and no lease, as a kill does.
         await storage.close()
-        return self.at(self.taken[-1])
+        opened = self.at(self.taken[-1])
+        if crash:
+            self.clock.advance(LEASE_TTL_S)
+            await fence_all(opened, f"after-crash-{next(self.crashes)}")
+        return opened
 
     def at(self, schema: str) -> ProcessStorage:
-        storage = PostgresStorage(self.schemas.dsn, schema=schema, lease_ttl_s=FOR_EVER_S)
+        storage = PostgresStorage(self.schemas.dsn, schema=schema, lease_ttl_s=LEASE_TTL_S)
         return at_time(storage, self.clock, self.schemas.dsn, schema)
 
     def holding(
@@ -55,5 +61,5 @@ class TestPostgresOverAPool(TestPostgres):
             yield self.shared
 
     def at(self, schema: str) -> ProcessStorage:
-        storage = PostgresStorage(self.shared, schema=schema, lease_ttl_s=FOR_EVER_S)
+        storage = PostgresStorage(self.shared, schema=schema, lease_ttl_s=LEASE_TTL_S)
         return at_time(storage, self.clock, self.schemas.dsn, schema)
