@@ -48,7 +48,9 @@ def test_names_the_namesake() -> None:
     assert "## Not promised" in README
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/concepts.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/concepts.md", "docs/design.md", "docs/postgres.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     """Every relative link of the pages points to a file of the repository."""
     path = ROOT / page
