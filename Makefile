@@ -1,6 +1,9 @@
 # Every target sets up .venv by itself; the second time that costs nothing.
 # Needed: Python 3.11 or newer (make PYTHON=python3.12 …) and a package index.
 # Extra arguments for pytest: make test ARGS="-k journal -x"
+# The tests start a Postgres of their own; DURABLETASK_TEST_POSTGRES=<dsn of a superuser> names
+# another one, DURABLETASK_POSTGRES_BIN=<folder> other programs, and with
+# DURABLETASK_TEST_PGBOUNCER=<program> the tests of poolers run with the real one too.
 
 PYTHON ?= python3
 ARGS ?=

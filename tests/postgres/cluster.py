@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlencode
 
 from durabletask_postgres.testing import ThrowAwayError, ThrowAwayPostgres
 
@@ -26,6 +27,16 @@ class Cluster:
     primary: ThrowAwayPostgres
     standby: ThrowAwayPostgres
     _frozen: int | None = None
+
+    @property
+    def dsn(self) -> str:
+        """Leads to whichever of the two can write at that moment."""
+        places = {
+            "host": f"{self.primary.folder},{self.standby.folder}",
+            "port": f"{self.primary.port},{self.standby.port}",
+            "target_session_attrs": "read-write",
+        }
+        return f"postgresql://postgres@/postgres?{urlencode(places)}"
 
     def wait_level(self) -> None:
         """Wait until the standby has applied all that the primary has written by now."""

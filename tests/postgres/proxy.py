@@ -115,6 +115,11 @@ class Proxy:
         """Break every connection on one side; the other hears nothing and goes on waiting."""
         self._each(lambda link: link.leave_half_open(told))
 
+    def lead_to(self, dsn: str) -> None:
+        """Lead to another server from here on, as a name may after a failover; cut all links."""
+        self._to = dsn
+        self.cut_all()
+
     def hold(self, *sides: Side) -> None:
         """Become a black hole for what these sides send, by default both; kept for `release`."""
         for side in sides or tuple(Side):

@@ -6,11 +6,12 @@ import asyncpg
 import pytest
 
 from tests.postgres.cluster import new_cluster
+from tests.postgres.proxy import Proxy
 
 
-def test_a_failover_loses_what_the_frozen_standby_had_not_received() -> None:
+async def test_a_failover_loses_what_the_frozen_standby_had_not_received() -> None:
     """Acknowledged on the primary, gone after the failover: on a timeline of its own."""
-    with new_cluster() as cluster:
+    with new_cluster() as cluster, Proxy(cluster.primary.dsn) as proxy:
         cluster.primary.sql("create table t (n int); insert into t values (1)")
         cluster.wait_level()
         assert cluster.standby.sql("select n from t") == "1"
@@ -24,6 +25,10 @@ def test_a_failover_loses_what_the_frozen_standby_had_not_received() -> None:
         assert promoted.sql("select n from t") == "1"
         promoted.sql("insert into t values (3)")
         assert cluster.timeline(promoted) == 2
+        proxy.lead_to(promoted.dsn)
+        for dsn in (cluster.dsn, proxy.dsn):  # two ways by which a client finds the new primary
+            assert await _run(dsn, "insert into t values (4)") == []
+        assert promoted.sql("select array_agg(n order by n) from t") == "{1,3,4,4}"
 
 
 async def test_a_synchronous_primary_waits_for_its_standby() -> None:
