@@ -272,7 +272,12 @@ class Transactions(Protocol):
         ...
 
     async def transact(
-        self, lease: Lease, unit: Unit, body: Callable[[Any], Awaitable[bytes]]
+        self,
+        lease: Lease,
+        unit: Unit,
+        body: Callable[[Any], Awaitable[bytes]],
+        *,
+        again: bool = False,
     ) -> UnitOutcome:
         """Run `body` in a new transaction that also records its result; both or neither.
 
@@ -281,11 +286,6 @@ class Transactions(Protocol):
         keep others from fencing this host. If `body` raises, it is rolled back,
         and the same exception is raised again.
 
-        A repeat, after an answer that was lost, may run `body` again. The first
-        thing that it does is to reserve the checkpoint's place, so that a first
-        transaction which is still on its way is waited for, and one that was
-        committed shows as `held` without `body` being run.
-
         Args:
             lease: The lease under which the process runs.
             unit: One first-wins checkpoint with an empty payload, and nothing
@@ -293,6 +293,10 @@ class Transactions(Protocol):
                 lower one, which are on their way by `commit`, apply after it.
             body: Gets the connection, and returns the payload to record. It
                 may not end the transaction.
+            again: An answer to this unit was lost. The first thing to do is to
+                reserve the checkpoint's place, so that an earlier transaction
+                which is still on its way is waited for, and one that was
+                committed shows as `held` without `body` being run.
 
         Returns:
             DONE; or `held` with what any other transaction or unit has recorded

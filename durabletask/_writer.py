@@ -16,6 +16,7 @@ from durabletask._errors import (
     StorageError,
     StorageFailedError,
     StorageRewoundError,
+    StorageUnknownError,
 )
 from durabletask._group import GroupCommit
 from durabletask._lease import contract_broken
@@ -87,6 +88,7 @@ class Writer:
         """
         transactions = transactions_of(self._storage)
         raised: BaseException | None = None
+        again = False
 
         async def watched(connection: Any) -> bytes:
             nonlocal raised
@@ -100,13 +102,14 @@ class Writer:
         wait_s = BACKOFF_MIN_S
         while True:
             try:
-                outcome = await transactions.transact(self._lease, unit, watched)
+                outcome = await transactions.transact(self._lease, unit, watched, again=again)
                 if outcome.refused is not Refusal.BUSY:
                     return outcome
                 _log.debug("process %s is busy", ascii(unit.process_id))
             except MAY_PASS as error:
                 if error is raised:
                     raise
+                again = again or isinstance(error, StorageUnknownError)
                 _log.log(
                     loudness(error), "storage: %s; the transaction again in %.2f s", error, wait_s
                 )

@@ -13,6 +13,7 @@ from durabletask._memory import MemoryStorage
 from durabletask.storage import ProcessStorage
 from durabletask.testing import VirtualClock
 from durabletask.testing.conformance import StorageConformance
+from tests.engine.database import Database, DatabaseUser
 
 
 class TestMemory(StorageConformance):
@@ -32,6 +33,18 @@ class TestMemory(StorageConformance):
         assert isinstance(storage, MemoryStorage)
         with storage.hold(process_id):
             yield
+
+
+class TestMemoryWithTransactions(TestMemory):
+    """The suite's own tests of `Transactions` can be passed: by a database of dictionaries."""
+
+    async def open_storage(self, clock: VirtualClock) -> ProcessStorage:
+        self.clock = clock
+        return Database(clock)
+
+    def user(self, storage: ProcessStorage) -> DatabaseUser:
+        assert isinstance(storage, Database)
+        return DatabaseUser(storage)
 
 
 class TestMemoryWithEndlessLeases(TestMemory):

@@ -7,32 +7,44 @@ suite runs until a test fails; a mistake that no test meets is a hole.
 
 import asyncio
 import inspect
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 import tests.planted_keeping
+import tests.planted_transactions
 import tests.planted_writing  # noqa: F401  (importing plants them)
-from durabletask._memory import MemoryStorage
 from durabletask.storage import (
     ProcessStorage,
 )
 from durabletask.testing import VirtualClock
 from durabletask.testing.conformance import StorageConformance
+from tests.engine.database import Database, DatabaseUser
 from tests.planted_storage import PLANTS
 
 
 class Suite(StorageConformance):
-    """The whole suite over a memory storage; `crash` is kill -9 of everything."""
+    """The whole suite over a memory storage with transactions; `crash` is kill -9 of everything."""
 
     async def open_storage(self, clock: VirtualClock) -> ProcessStorage:
-        return MemoryStorage(clock)
+        return Database(clock)
 
     async def reopen(self, storage: ProcessStorage, *, crash: bool = False) -> ProcessStorage:
-        assert isinstance(storage, MemoryStorage)
+        assert isinstance(storage, Database)
         if crash:
             storage.crash()
         return storage
+
+    @asynccontextmanager
+    async def holding(self, storage: ProcessStorage, process_id: str) -> AsyncIterator[None]:
+        assert isinstance(storage, Database)
+        with storage.hold(process_id):
+            yield
+
+    def user(self, storage: ProcessStorage) -> DatabaseUser:
+        assert isinstance(storage, Database)
+        return DatabaseUser(storage)
 
 
 def promises_of(suite: type) -> Iterator[str]:

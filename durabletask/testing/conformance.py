@@ -8,7 +8,8 @@ A backend joins by a subclass of a few lines in its own tests:
 
 A storage whose data survives its object also says how it is opened again
 (`reopen`), one that takes a single host says so (`hosts_max = 1`), and one that
-somebody else's transaction can lock says how (`holding`). The
+somebody else's transaction can lock says how (`holding`); one with `Transactions`
+shows the user's side of its database (`user`). The
 tests are plain `async def test_…` methods; they run under pytest with
 pytest-asyncio in auto mode, or anything else that awaits test methods.
 """
@@ -27,6 +28,7 @@ from durabletask.testing._conformance.leases import LeaseConformance  # noqa: E4
 from durabletask.testing._conformance.lists import ListConformance  # noqa: E402
 from durabletask.testing._conformance.reopen import ReopenConformance  # noqa: E402
 from durabletask.testing._conformance.status import StatusConformance  # noqa: E402
+from durabletask.testing._conformance.transactions import TransactionConformance  # noqa: E402
 from durabletask.testing._conformance.values import ValueConformance  # noqa: E402
 
 __all__ = ["StorageConformance"]
@@ -43,5 +45,6 @@ class StorageConformance(
     ValueConformance,
     ReopenConformance,
     BusyConformance,
+    TransactionConformance,
 ):
     """Every promise of the seam; override `open_storage`, and `reopen` where data stays."""

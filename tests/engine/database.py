@@ -1,7 +1,7 @@
 """A database of dictionaries: a storage in memory with the transactions of its users beside it."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -32,10 +32,13 @@ class Connection:
         self.is_open = False
         self.lost = False
         self.staged: list[Callable[[], object]] = []
+        self.created: dict[str, tuple[NewProcess, Created]] = {}
         self.locks = ExitStack()
 
     async def write(self, key: str, value: object) -> None:
-        """Write into the user's own table."""
+        """Write a new row into the user's own table."""
+        if key in self.database.table:
+            raise LookupError(f"{key!r} is there already")
         if self.lost:
             raise ConnectionError("the connection was lost")
         if self.is_open:
@@ -52,12 +55,12 @@ class Connection:
         self.locks.close()
         for apply in self.staged:
             apply()
-        self.staged, self.is_open = [], False
+        self.rollback()
 
     def rollback(self) -> None:
         """Let nothing count."""
         self.locks.close()
-        self.staged, self.is_open = [], False
+        self.staged, self.created, self.is_open = [], {}, False
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
@@ -88,6 +91,9 @@ class Database(MemoryStorage):
 
     async def create_in(self, connection: Any, process: NewProcess) -> Created:
         self._check(connection)
+        if process.process_id in connection.created:
+            first, created = connection.created[process.process_id]
+            return Created(created.row, first.creation_id == process.creation_id)
         there = self._processes.get(process.process_id)
         if there is not None or self._busy[process.process_id]:
             return self._create(process, None, self._now())
@@ -98,7 +104,9 @@ class Database(MemoryStorage):
             self._hint([process.process_id])
 
         connection.staged.append(create)
-        return Created(begin(process, self._now(), 1).row(), True)
+        created = Created(begin(process, self._now(), 1).row(), True)
+        connection.created[process.process_id] = process, created
+        return created
 
     async def deliver_in(self, connection: Any, event: NewEvent, *, mailbox_max: int) -> Delivered:
         self._check(connection)
@@ -116,9 +124,14 @@ class Database(MemoryStorage):
         return Delivered()
 
     async def transact(
-        self, lease: Lease, unit: Unit, body: Callable[[Any], Awaitable[bytes]]
+        self,
+        lease: Lease,
+        unit: Unit,
+        body: Callable[[Any], Awaitable[bytes]],
+        *,
+        again: bool = False,
     ) -> UnitOutcome:
-        if outcome := self._refusal(lease, unit):
+        if again and (outcome := self._refusal(lease, unit)):
             return outcome
         connection = Connection(self)
         connection.begin()
@@ -150,10 +163,14 @@ class Database(MemoryStorage):
 
     def _refusal(self, lease: Lease, unit: Unit) -> UnitOutcome | None:
         host = self._hosts.holding(lease)
-        process = self._processes[unit.process_id]
+        process = self._processes.get(unit.process_id)
         if self._busy[unit.process_id]:
             return UnitOutcome(Refusal.BUSY)
-        if (process.owner, process.epoch) != (host.host_id, unit.epoch):
+        if process is None or (process.incarnation, process.epoch, process.owner) != (
+            unit.incarnation,
+            unit.epoch,
+            host.host_id,
+        ):
             return UnitOutcome(Refusal.NOT_OWNER)
         place = unit.checkpoints[0]
         held = process.find(place.kind, place.key, place.index)
@@ -178,11 +195,16 @@ class DatabaseWire(Wire):
         return await self.storage.deliver_in(connection, event, mailbox_max=mailbox_max)
 
     async def transact(
-        self, lease: Lease, unit: Unit, body: Callable[[Any], Awaitable[bytes]]
+        self,
+        lease: Lease,
+        unit: Unit,
+        body: Callable[[Any], Awaitable[bytes]],
+        *,
+        again: bool = False,
     ) -> UnitOutcome:
         self.calls.append("transact")
         await self.before("transact")
-        return await self.storage.transact(lease, unit, body)
+        return await self.storage.transact(lease, unit, body, again=again)
 
 
 def database_of(world: World) -> Database:
@@ -199,3 +221,26 @@ def host_of(world: World, *processes: Any, **options: Any) -> ProcessHost:
     host = ProcessHost(wire, processes=processes, clock=world.clock, **options)
     world.wires[host] = wire
     return host
+
+
+class DatabaseUser:
+    """The user's side of a database, as the conformance suite asks for it."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        yield Connection(self.database)
+
+    def transaction(self, connection: Connection) -> AbstractAsyncContextManager[None]:
+        return connection.transaction()
+
+    async def end(self, connection: Connection) -> None:
+        connection.commit()
+
+    async def put(self, connection: Connection, key: str) -> None:
+        await connection.write(key, True)
+
+    async def rows(self) -> list[str]:
+        return sorted(self.database.table)

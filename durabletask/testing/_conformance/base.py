@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, ClassVar
 
 from durabletask.storage import Lease, ProcessStorage
-from durabletask.testing._conformance.world import World, applies
+from durabletask.testing._conformance.world import User, World, applies
 from durabletask.testing._time import VirtualClock
 
 
@@ -42,6 +42,10 @@ class ConformanceBase:
         """
         raise NotImplementedError
 
+    def user(self, storage: ProcessStorage) -> User:
+        """Return the user's side of the database; for storages with `Transactions`."""
+        raise NotImplementedError
+
     async def kill(self, world: World, lease: Lease) -> None:
         """Make the host of a lease dead, so that the next host's claim takes over.
 
@@ -67,10 +71,12 @@ class ConformanceBase:
         super().__init_subclass__(**rest)
         if cls.open_storage is ConformanceBase.open_storage:
             return  # a part of the suite and no backend; what it left out nobody would run
-        reopens = cls.reopen is not ConformanceBase.reopen
-        busy = cls.holding is not ConformanceBase.holding
+        filled_in = {
+            name
+            for name in ("reopen", "holding", "user")
+            if getattr(cls, name) is not getattr(ConformanceBase, name)
+        }
         for name in dir(cls):
-            if name.startswith("test_") and not applies(
-                getattr(cls, name), cls.hosts_max, reopens, busy
-            ):
+            test = getattr(cls, name)
+            if name.startswith("test_") and not applies(test, cls.hosts_max, filled_in):
                 setattr(cls, name, None)

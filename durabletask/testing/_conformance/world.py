@@ -28,6 +28,7 @@ from durabletask.storage import (
     Query,
     Snapshot,
     Status,
+    Transactions,
     Unit,
     UnitOutcome,
 )
@@ -54,6 +55,34 @@ class Suite(Protocol):
         """Let another open transaction hold a process meanwhile."""
         ...
 
+    def user(self, storage: ProcessStorage) -> "User":
+        """Return the user's side of the database."""
+        ...
+
+
+class User(Protocol):
+    """The user of a storage with `Transactions`: what is theirs in the same database."""
+
+    def connection(self) -> AbstractAsyncContextManager[Any]:
+        """Open a connection of the user's, without a transaction."""
+        ...
+
+    def transaction(self, connection: Any) -> AbstractAsyncContextManager[Any]:
+        """Begin a transaction; commit it at the end, roll it back where something is raised."""
+        ...
+
+    async def end(self, connection: Any) -> None:
+        """Commit the open transaction behind the back of whoever began it."""
+        ...
+
+    async def put(self, connection: Any, key: str) -> None:
+        """Write a row into a table of the user's; it fails if the row is there already."""
+        ...
+
+    async def rows(self) -> list[str]:
+        """Return the keys of all rows that are committed, sorted."""
+        ...
+
 
 def needs(
     *,
@@ -61,6 +90,7 @@ def needs(
     hosts_at_most: int | None = None,
     reopen: bool = False,
     busy: bool = False,
+    transactions: bool = False,
 ) -> Callable[[Test], Test]:
     """Say what a storage must be able to do, for a test to be one of its promises.
 
@@ -69,23 +99,25 @@ def needs(
         hosts_at_most: Takes no more hosts than this.
         reopen: Keeps its data when closed or crashed.
         busy: Can be held by somebody else's open transaction.
+        transactions: Is a `Transactions` too.
     """
+    asked = {"reopen": reopen, "holding": busy, "user": transactions}
 
     def mark(test: Test) -> Test:
-        test.needs = (hosts, hosts_at_most, reopen, busy)  # type: ignore[attr-defined]
+        test.needs = (hosts, hosts_at_most, {each for each in asked if asked[each]})  # type: ignore[attr-defined]
         return test
 
     return mark
 
 
-def applies(test: object, hosts_max: int | None, reopens: bool, is_busy: bool) -> bool:
-    """Return whether a test is a promise of a storage that can do this."""
-    hosts, hosts_at_most, reopen, busy = getattr(test, "needs", (1, None, False, False))
+def applies(test: object, hosts_max: int | None, filled_in: set[str]) -> bool:
+    """Return whether a test is a promise of a storage whose suite has filled in these methods."""
+    hosts, hosts_at_most, asked = getattr(test, "needs", (1, None, set()))
     if hosts_max is not None and hosts_max < hosts:
         return False
     if hosts_at_most is not None and (hosts_max is None or hosts_max > hosts_at_most):
         return False
-    return (reopens or not reopen) and (is_busy or not busy)
+    return filled_in >= asked
 
 
 def new(process_id: str, **fields: Any) -> NewProcess:
@@ -173,6 +205,17 @@ class World:
     def holding(self, process_id: str) -> AbstractAsyncContextManager[None]:
         """Let another open transaction hold a process meanwhile."""
         return self._suite.holding(self.storage, process_id)
+
+    @property
+    def transactions(self) -> Transactions:
+        """The storage, as one that writes in transactions of its users."""
+        assert isinstance(self.storage, Transactions)
+        return self.storage
+
+    @property
+    def user(self) -> User:
+        """The user's side of the database."""
+        return self._suite.user(self.storage)
 
     async def claim(
         self,
