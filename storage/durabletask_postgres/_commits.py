@@ -75,6 +75,10 @@ class Commits:
                 self.names.pop(unit.incarnation, None)
         return answers
 
+    def mark(self, lease: Lease) -> Mark | tuple[None, ...]:
+        """Return what a host was told last."""
+        return self._marks.get(lease.host_id) or NO_MARK
+
     def forget(self, lease: Lease) -> None:
         """Forget what a host was told: its lease is over."""
         self._marks.pop(lease.host_id, None)
@@ -83,7 +87,7 @@ class Commits:
 
     async def _record_steps(self, lease: Lease, units: Sequence[Unit]) -> bool:
         """Record units if all are steps; return whether every one of them is recorded now."""
-        mark = self._marks.get(lease.host_id) or NO_MARK
+        mark = self.mark(lease)
         try:
             if len(units) == 1:
                 if not is_step(units[0]):
@@ -142,7 +146,7 @@ class Commits:
     async def _call(self, lease: Lease, places: Places) -> dict[int, UnitOutcome]:
         """Commit one part, first as if nothing stood in its way."""
         ordered, steps = steps_first(places)
-        mark = self._marks.get(lease.host_id) or NO_MARK
+        mark = self.mark(lease)
         arguments: list[Any] = [*mark, *columns(ordered, steps)]
         careful = False
         while True:

@@ -8,7 +8,7 @@ own.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -37,12 +37,12 @@ from durabletask.storage import (
     Unit,
     UnitOutcome,
 )
-from durabletask_postgres import _clients
+from durabletask_postgres import _clients, _transactions
 from durabletask_postgres._commits import Commits
 from durabletask_postgres._connections import Connections
 from durabletask_postgres._heart import Heart
 from durabletask_postgres._migrate import ensure_schema
-from durabletask_postgres._notify import Notifier, new_instance
+from durabletask_postgres._notify import Notifier, new_instance, told
 from durabletask_postgres._retention import Retention
 from durabletask_postgres._rows import (
     claimed_of,
@@ -126,6 +126,7 @@ class PostgresStorage:
         self._fetch = self._connections.fetch
         self._notifier = Notifier(self._fetch, self._statements, self._instance)
         self._commits = Commits(self._fetch, self._statements, self._clock)
+        self._bodies = _transactions.Bodies(self._connections, self._statements)
         self._retention = Retention(self._fetch, self._statements["purge_finished"], retention)
         self._hearts: dict[str, Heart] = {}
         self._leases: set[str] = set()
@@ -298,6 +299,45 @@ class PostgresStorage:
             await heart.close()
         await self._notifier.close()
         await self._connections.close()
+
+    # --- in transactions of the user's -----------------------------------------------------
+
+    async def create_in(self, connection: Any, process: NewProcess) -> Created:
+        """Create a process in the user's open transaction."""
+        _transactions.check_open(connection)
+        await self._be_ready()
+        created = await _transactions.create_in(connection, self._statements, process)
+        if created.fresh:
+            await self._notify_in(connection, process.process_id)
+        return created
+
+    async def deliver_in(self, connection: Any, event: NewEvent, *, mailbox_max: int) -> Delivered:
+        """Deliver an event in the user's open transaction."""
+        _transactions.check_open(connection)
+        await self._be_ready()
+        statements = self._statements
+        answer = await _transactions.deliver_in(connection, statements, event, mailbox_max)
+        if answer.refused is None:
+            await self._notify_in(connection, event.process_id)
+        return answer
+
+    async def transact(
+        self, lease: Lease, unit: Unit, body: Callable[[Any], Awaitable[bytes]]
+    ) -> UnitOutcome:
+        """Run `body` in a new transaction that also records its result; both or neither."""
+        mark = self._commits.mark(lease)
+        return await self._bodies.transact(lease, mark, unit, body)
+
+    async def _be_ready(self) -> None:
+        """Have the schema brought up to date, which the user's connection cannot do."""
+        if self._connections.facts is None:
+            await self._fetch(self._statements["now"])
+
+    async def _notify_in(self, connection: Any, process_id: str) -> None:
+        if self._notify and not self._connections.pooled:
+            await connection.execute(
+                self._statements["notify"], self._statements.schema, told("", process_id)
+            )
 
     # --- hints ---------------------------------------------------------------------------
 

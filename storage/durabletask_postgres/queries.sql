@@ -53,7 +53,7 @@ from durabletask.process_row r
 where ($1::text[] is null or r.status = any ($1))
     and ($2::text is null or r.name = $2)
     and ($3::text is null or starts_with(r.process_id, $3))
-    and ($4::jsonb is null or r.tags @> $4)
+    and ($4::jsonb is null or r.tag_set @> $4)
     and ($5::timestamptz is null or r.created_at >= $5)
     and ($6::timestamptz is null or r.created_at < $6)
     and ($7::timestamptz is null or r.finished_at >= $7)
@@ -128,7 +128,12 @@ end
 returning true;
 
 -- name: record_within
-select r.* from durabletask.record_within($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) r;
+select r.*
+from durabletask.record_within(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) r;
+
+-- name: reserve
+select r.* from durabletask.reserve($1, $2, $3, $4, $5) r;
 
 -- name: notify
 select pg_notify($1, $2);

@@ -24,7 +24,8 @@ select
     p.finished_at,
     p.creation_id,
     p.input_digest,
-    p.tags,
+    -- As text: on a caller's own connection jsonb may be decoded by codecs of the caller's.
+    p.tags::text as tags,
     p.parent_id,
     p.parent_incarnation,
     p.parent_generation,
@@ -32,7 +33,8 @@ select
     p.ending_form,
     p.ending_payload,
     p.context,
-    p.input
+    p.input,
+    p.tags as tag_set
 from durabletask.process p
 left join durabletask.fence f on f.host_no = p.owner_no
 left join lateral (
@@ -62,7 +64,7 @@ select
     r.updated_at,
     r.wake_at,
     r.finished_at,
-    r.tags,
+    r.tag_set as tags,
     durabletask.as_json(r.input) as input,
     case when r.ending_form = 'value' then durabletask.as_json(r.ending_payload) end as result,
     case when r.ending_form = 'error' then durabletask.as_json(r.ending_payload) end as error,

@@ -376,52 +376,93 @@ begin
 end
 $$;
 
--- Record a checkpoint inside a transaction of the process's own; return what is held in its place,
--- if another unit has recorded it. With `reserve` nothing but the place is taken, which the repeat
--- of a transaction whose answer was lost does first: an earlier one that is still on its way is
--- waited for, and one that has committed shows.
-create function durabletask.record_within(
-    host_id text, process_id text, process_no bigint, epoch integer, seq integer, kind text,
-    key text, form text, payload bytea, reserve boolean
+-- Take the place of a checkpoint inside a transaction, and nothing else; return what is there
+-- already. A repeat after a lost answer does so first: an earlier transaction that is still on its
+-- way is waited for, and one that has committed shows.
+create function durabletask.reserve(
+    of_process bigint, in_epoch integer, at_seq integer, of_kind text, at_key text
 ) returns table (
-    refused text, held_form text, held_payload bytea, held_epoch integer, held_seq integer,
-    held_at timestamptz)
-language plpgsql volatile as $$
+    kind text, key text, index integer, form text, payload bytea, replaces boolean, epoch integer,
+    seq integer, at timestamptz)
+language plpgsql volatile
+set lock_timeout = '5s' as $$
+#variable_conflict use_column
+begin
+    insert into durabletask.checkpoint as c
+        (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+    values (
+        of_process, durabletask.clock(), in_epoch, at_seq, -1, 0, false,
+        of_kind, at_key, 'reserved', '')
+    on conflict do nothing;
+    if not found then
+        return query
+        select c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq, c.at
+        from durabletask.checkpoint c
+        where c.process_no = of_process and c.key = at_key and c.index = -1
+            and c.kind = of_kind;
+    end if;
+end
+$$;
+
+-- Record a checkpoint inside a transaction whose commit comes next. Return nothing; or why not; or
+-- what is held in its place.
+create function durabletask.record_within(
+    host_id text,
+    mark_no bigint, mark_epoch integer, mark_seq integer, mark_kind text, mark_key text,
+    mark_index integer,
+    of_id text, of_process bigint, in_epoch integer, at_seq integer, of_kind text, at_key text,
+    new_form text, new_payload bytea
+) returns table (
+    refused text, kind text, key text, index integer, form text, payload bytea, replaces boolean,
+    epoch integer, seq integer, at timestamptz)
+language plpgsql volatile
+set lock_timeout = '5s' as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
+    v_process record;
 begin
     perform durabletask.check_isolation();
     perform durabletask.be_durable();
     -- A host that is stopped just before its COMMIT must not keep the fence from being taken.
     perform set_config('idle_in_transaction_session_timeout', '5s', true);
-    v_host_no := durabletask.hold_fence(record_within.host_id);
-    if not exists (
-        select from durabletask.process p
-        where p.process_no = record_within.process_no and p.process_id = record_within.process_id
-            and p.epoch = record_within.epoch and p.owner_no = v_host_no
+    v_host_no := durabletask.hold_fence(host_id);
+    if durabletask.is_rewound(
+        v_host_no, mark_no, mark_epoch, mark_seq, mark_kind, mark_key, mark_index
     ) then
+        raise exception 'the database does not hold what it acknowledged to host %', host_id
+            using errcode = 'DT002';
+    end if;
+    select p.* into v_process from durabletask.process p
+    where p.process_no = of_process and p.process_id = of_id;
+    if not found or v_process.epoch <> in_epoch then
         refused := 'process belongs to another host, epoch or incarnation';
+    elsif v_process.owner_no is distinct from v_host_no then
+        refused := case
+            when durabletask.is_finished(v_process.status) then 'process has finished'
+            else 'process belongs to another host, epoch or incarnation'
+        end;
+    end if;
+    if refused is not null then
         return next;
         return;
     end if;
     insert into durabletask.checkpoint as c
         (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
     values (
-        record_within.process_no, durabletask.clock(), record_within.epoch, record_within.seq, -1,
-        0, false, record_within.kind, record_within.key, record_within.form,
-        record_within.payload)
+        of_process, durabletask.clock(), in_epoch, at_seq, -1,
+        0, false, of_kind, at_key, new_form,
+        new_payload)
     on conflict (process_no, key, index, kind) do update
-    -- Only what this very transaction has reserved is filled in.
     set form = excluded.form, payload = excluded.payload, at = excluded.at
-    where c.form = 'reserved' and not reserve
-        and c.epoch = excluded.epoch and c.seq = excluded.seq;
+    -- Only a transaction's own reservation can be seen here: none is ever committed.
+    where c.form = 'reserved';
     if not found then
         return query
-        select null::text, c.form, c.payload, c.epoch, c.seq, c.at
+        select null::text, c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq, c.at
         from durabletask.checkpoint c
-        where c.process_no = record_within.process_no and c.key = record_within.key
-            and c.index = -1 and c.kind = record_within.kind;
+        where c.process_no = of_process and c.key = at_key
+            and c.index = -1 and c.kind = of_kind;
     end if;
 end
 $$;

@@ -14,7 +14,7 @@ create function durabletask.claim(
     deaths integer, generation integer, parked boolean, owner text, owner_label text,
     wake_at timestamptz, created_at timestamptz, updated_at timestamptz, start_at timestamptz,
     started_at timestamptz, deadline_at timestamptz, finished_at timestamptz, creation_id text,
-    input_digest text, tags jsonb, parent_id text, parent_incarnation bigint,
+    input_digest text, tags text, parent_id text, parent_incarnation bigint,
     parent_generation integer, parent_key text, ending_form text, ending_payload bytea,
     context bytea, input bytea,
     kinds text[], keys text[], indexes integer[], forms text[], payloads bytea[],
