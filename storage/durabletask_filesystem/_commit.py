@@ -8,8 +8,10 @@ same function that reads it again at opening.
 from collections.abc import Sequence
 from copy import copy
 from datetime import datetime
+from itertools import islice
 
 import msgspec
+from msgspec import Raw
 
 from durabletask.errors import InvalidArgumentError
 from durabletask.storage import (
@@ -24,8 +26,9 @@ from durabletask.storage import (
     UnitOutcome,
     may_follow,
 )
+from durabletask_filesystem._frames import OVERHEAD_BYTES
 from durabletask_filesystem._history import Library
-from durabletask_filesystem._log import DamageError, Log
+from durabletask_filesystem._log import PENDING_BYTES_MAX, DamageError, Log
 from durabletask_filesystem._records import (
     CheckpointRecord,
     EndingRecord,
@@ -38,6 +41,7 @@ from durabletask_filesystem._state import (
     PACKED_MAX,
     SEGMENT_SHIFT,
     Proc,
+    add_key,
     has_key,
     slot,
 )
@@ -97,26 +101,26 @@ class Committer:
     def commit(self, host: str, units: Sequence[Unit], now: datetime) -> tuple[UnitOutcome, ...]:
         """Record units of processes that this host holds; see the seam for the rules."""
         _check_payloads(units)
-        procs = self._table.procs
-        write_step = self._write_step
-        base = self._log.number << SEGMENT_SHIFT
-        outcomes = []
-        for unit in units:
-            proc = procs.get(unit.process_id)
-            if proc is not None and write_step(proc, unit, host, now, base):
-                outcomes.append(DONE)
-                continue
-            if proc is None:
-                outcomes.append(self._answer_gone(unit))
-            elif unit.epoch != proc.epoch or unit.incarnation != proc.incarnation:
-                outcomes.append(_NOT_OWNER)
-            elif unit.seq <= proc.seq:
-                outcomes.append(self._answer_again(proc, unit))
-            elif proc.owner != host:
-                outcomes.append(_NOT_OWNER)
-            else:
-                outcomes.append(self._refused(proc, unit) or self._write(proc, unit, now))
-        return tuple(outcomes)
+        outcomes: list[UnitOutcome] = []
+        while True:
+            count = self._write_steps(host, units, len(outcomes), now)
+            outcomes += [DONE] * count
+            if len(outcomes) == len(units):
+                return tuple(outcomes)
+            if not count:
+                outcomes.append(self._commit(host, units[len(outcomes)], now))
+
+    def _commit(self, host: str, unit: Unit, now: datetime) -> UnitOutcome:
+        proc = self._table.procs.get(unit.process_id)
+        if proc is None:
+            return self._answer_gone(unit)
+        if unit.epoch != proc.epoch or unit.incarnation != proc.incarnation:
+            return _NOT_OWNER
+        if unit.seq <= proc.seq:
+            return self._answer_again(proc, unit)
+        if proc.owner != host:
+            return _NOT_OWNER
+        return self._refused(proc, unit) or self._write(proc, unit, now)
 
     # --- deciding ------------------------------------------------------------------------
 
@@ -194,54 +198,76 @@ class Committer:
         assert keys is not None
         return keys
 
-    def _write_step(self, proc: Proc, unit: Unit, host: str, now: datetime, base: int) -> bool:
-        """Write a unit that is one new checkpoint and nothing else; False if it is not that.
+    def _write_steps(self, host: str, units: Sequence[Unit], first: int, now: datetime) -> int:
+        """Write units from the `first` on, while each is one new checkpoint and nothing else.
 
-        The hot path: what `_refused`, `_write` and `Table.apply_unit` do with
-        such a unit, without their questions. A test compares the two. `base`
-        is the spot of the active segment's beginning.
+        The hot path: what `_commit` and `Table.apply_unit` do with such a
+        unit, without their questions and without a call. A test compares the
+        two. Returns how many it wrote; it stops before a unit that is
+        anything else, and after a part that the log should write out.
         """
-        checkpoints = unit.checkpoints
-        keys = proc.keys
-        seq = unit.seq
-        if (
-            len(checkpoints) != 1
-            or type(keys) is not bytes
-            or len(keys) >= PACKED_MAX
-            or unit.status is not None
-            or unit.ending is not None
-            or unit.leave is not None
-            or unit.consumes
-            or seq <= proc.seq
-            or unit.epoch != proc.epoch
-            or unit.incarnation != proc.incarnation
-            or proc.owner != host
-        ):
-            return False
-        (each,) = checkpoints
-        kind, key, index, payload = each.kind, each.key, each.index, each.payload
-        place = hash((kind, key, index)).to_bytes(8, "little", signed=True)
-        if place in keys:
-            return False
-        spot = proc.spot
-        if spot < base:
-            spot = base  # its first record in this segment
-        prev = spot & OFFSET_MASK
-        outer = "" if payload[0] > _SPACE and payload[-1] > _SPACE else outer_of(payload)
-        record = CheckpointRecord(
-            kind, key, msgspec.Raw(payload), index, each.form, each.replaces, outer
-        )
-        offset = self._log.append(
-            encode(
-                UnitRecord(unit.process_id, unit.incarnation, unit.epoch, seq, now, prev, (record,))
-            )
-        )
-        proc.seq = seq
-        proc.updated_at = now
-        proc.deaths = 0
-        proc.spot = spot + (offset - prev)
-        proc.keys = keys + place
-        return True
+        log = self._log
+        procs = self._table.procs
+        base = log.number << SEGMENT_SHIFT  # the spot of the active segment's beginning
+        begun = end = 0
+        payloads: list[bytes] = []
+        try:
+            for unit in islice(units, first, None):
+                proc = procs.get(unit.process_id)
+                checkpoints = unit.checkpoints
+                seq = unit.seq
+                if (
+                    proc is None
+                    or len(checkpoints) != 1
+                    or (keys := proc.keys) is None
+                    or unit.status is not None
+                    or unit.ending is not None
+                    or unit.leave is not None
+                    or unit.consumes
+                    or seq <= proc.seq
+                    or unit.epoch != proc.epoch
+                    or unit.incarnation != proc.incarnation
+                    or proc.owner != host
+                    or end - begun > PENDING_BYTES_MAX
+                ):
+                    break
+                (each,) = checkpoints
+                kind, key, index, payload = each.kind, each.key, each.index, each.payload
+                place = hash((kind, key, index))
+                if type(keys) is bytes and len(keys) < PACKED_MAX:
+                    packed = place.to_bytes(8, "little", signed=True)
+                    if packed in keys:
+                        break
+                    keys += packed
+                elif has_key(keys, place):
+                    break
+                spot = proc.spot
+                if spot < base:
+                    spot = base  # its first record in this segment
+                prev = spot & OFFSET_MASK
+                outer = "" if payload[0] > _SPACE and payload[-1] > _SPACE else outer_of(payload)
+                record = CheckpointRecord(
+                    kind, key, Raw(payload), index, each.form, each.replaces, outer
+                )
+                line = encode(
+                    UnitRecord(
+                        unit.process_id, unit.incarnation, unit.epoch, seq, now, prev, (record,)
+                    )
+                )
+                if not payloads:
+                    begun = end = log.begin_batch()
+                payloads.append(line)
+                proc.seq = seq
+                proc.updated_at = now
+                proc.deaths = 0
+                proc.spot = spot + (end - prev)
+                proc.keys = keys if keys is not proc.keys else add_key(keys, place)
+                end += len(line) + OVERHEAD_BYTES
+        finally:
+            # Also when an id cannot be encoded: what stands in memory by now has to be written.
+            if payloads:
+                log.extend(payloads, end)
+        return len(payloads)
 
     # --- writing -------------------------------------------------------------------------
 
@@ -265,7 +291,7 @@ class Committer:
                     CheckpointRecord(
                         each.kind,
                         each.key,
-                        msgspec.Raw(each.payload),
+                        Raw(each.payload),
                         each.index,
                         each.form,
                         each.replaces,
@@ -280,7 +306,7 @@ class Committer:
             None
             if ending is None
             else EndingRecord(
-                ending.status, msgspec.Raw(ending.payload), ending.form, outer_of(ending.payload)
+                ending.status, Raw(ending.payload), ending.form, outer_of(ending.payload)
             ),
             leave if ending is None else None,
             self._last_state(proc, unit, now) if ending is not None else None,

@@ -47,10 +47,11 @@ def encode_all(salt: int, offset: int, payloads: Iterable[bytes]) -> bytes:
     # storage's hot path.
     pack = _HEAD.pack
     parts: list[bytes] = []
+    add = parts.append
     for payload in payloads:
         size = len(payload)
         crc = crc32(payload, salt ^ (offset * _SPREAD + size) & 0xFFFF_FFFF)
-        parts += hexlify(pack(size, crc)), b" ", payload, b"\n"
+        add(b"%b %b\n" % (hexlify(pack(size, crc)), payload))
         offset += size + OVERHEAD_BYTES
     return b"".join(parts)
 

@@ -118,21 +118,29 @@ class Log:
 
     def append(self, payload: bytes) -> int:
         """Add a record to the batch and return its offset in the active segment."""
-        if not self._in_batch:
-            self._begin_batch()
-        offset = self.end
+        offset = self.begin_batch()
         self._pending.append(payload)
         self.end = end = offset + len(payload) + _frames.OVERHEAD_BYTES
         if end - self._written > PENDING_BYTES_MAX:
             self.spill()
         return offset
 
-    def _begin_batch(self) -> None:
-        self._in_batch = True
-        self.batch += 1
-        payload = _records.encode(_records.Batch(self.batch, self.end))
-        self._pending.append(payload)
-        self.end += len(payload) + _frames.OVERHEAD_BYTES
+    def begin_batch(self) -> int:
+        """Begin a batch unless one has begun, and return the offset of what comes next."""
+        if not self._in_batch:
+            self._in_batch = True
+            self.batch += 1
+            payload = _records.encode(_records.Batch(self.batch, self.end))
+            self._pending.append(payload)
+            self.end += len(payload) + _frames.OVERHEAD_BYTES
+        return self.end
+
+    def extend(self, payloads: Sequence[bytes], end: int) -> None:
+        """Add records to the batch that has begun; `end` is the offset behind the last."""
+        self._pending += payloads
+        self.end = end
+        if end - self._written > PENDING_BYTES_MAX:
+            self.spill()
 
     def spill(self) -> None:
         """Write what is pending, without a sync: it can be read then, but a crash may take it."""

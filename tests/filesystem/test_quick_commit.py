@@ -5,10 +5,11 @@ from random import Random
 
 import pytest
 
-from durabletask.storage import Checkpoint, Form, Kind, Leave, Status, Unit, UnitOutcome
+from durabletask.errors import InvalidIdError
+from durabletask.storage import DONE, Checkpoint, Form, Kind, Leave, Status, Unit, UnitOutcome
 from durabletask_filesystem._commit import Committer
 from durabletask_filesystem._disk import RealFolder
-from durabletask_filesystem._requests import Claim, Commit, Create, OpenLease
+from durabletask_filesystem._requests import Claim, Commit, Create, OpenLease, Read
 from durabletask_filesystem._state import PACKED_MAX
 from durabletask_filesystem._store import Store
 from tests.filesystem.stores import FINISH, Ticking, ask, new
@@ -80,17 +81,71 @@ def test_the_quick_way_writes_what_the_long_way_writes(
 ) -> None:
     """G1: random units get the same answers, leave the same state and the same bytes on disk."""
     quick = 0
-    write_step = Committer._write_step
+    write_steps = Committer._write_steps
 
-    def counted(*arguments: object) -> bool:
+    def counted(*arguments: object) -> int:
         nonlocal quick
-        taken = write_step(*arguments)  # type: ignore[arg-type]
+        taken = write_steps(*arguments)  # type: ignore[arg-type]
         quick += taken
         return taken
 
-    monkeypatch.setattr(Committer, "_write_step", counted)
+    monkeypatch.setattr(Committer, "_write_steps", counted)
     one = _play(tmp_path / "quick", seed)
     assert quick > PACKED_MAX // 8
-    monkeypatch.setattr(Committer, "_write_step", lambda *_: False)
+    monkeypatch.setattr(Committer, "_write_steps", lambda *_: 0)
     other = _play(tmp_path / "long", seed)
     assert one == other
+
+
+def test_an_id_that_cannot_be_written_leaves_the_units_before_it_written(tmp_path: Path) -> None:
+    """A lone surrogate in a key refuses its request; memory and disk stay one (G1)."""
+    store, _ = _open(tmp_path, 0)
+    lease = ask(store, OpenLease("host", "test"))
+    ask(store, Create(tuple(new(each) for each in IDS), lease))
+    keys = ("good", "\ud800", "late")
+    units = tuple(
+        Unit(
+            process_id=process_id,
+            incarnation=1,
+            epoch=1,
+            seq=1,
+            checkpoints=(Checkpoint(Kind.DO, key, -1, Form.VALUE, b"1"),),
+        )
+        for process_id, key in zip(IDS, keys, strict=False)
+    )
+    with pytest.raises(InvalidIdError):
+        ask(store, Commit(lease, units))
+    before = ask(store, Read(IDS, history=True))
+    store.folder.unlock()
+    again, _ = _open(tmp_path, 0)
+    after = ask(again, Read(IDS, history=True))
+    assert [each.checkpoints for each in after] == [each.checkpoints for each in before]
+    assert [len(each.checkpoints) for each in after] == [1, 0, 0, 0]
+    again.close()
+
+
+def test_a_batch_beyond_what_the_log_holds_goes_out_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many large payloads in one batch are recorded all, while memory holds a part."""
+    monkeypatch.setattr("durabletask_filesystem._commit.PENDING_BYTES_MAX", 1000)
+    store, _ = _open(tmp_path, 0)
+    lease = ask(store, OpenLease("host", "test"))
+    ask(store, Create(tuple(new(each) for each in IDS), lease))
+    text = b'"%b"' % (b"x" * 400)
+    units = tuple(
+        Unit(
+            process_id=process_id,
+            incarnation=1,
+            epoch=1,
+            seq=number,
+            checkpoints=(Checkpoint(Kind.DO, f"key {number}", -1, Form.VALUE, text),),
+        )
+        for number in range(1, 6)
+        for process_id in IDS
+    )
+    assert ask(store, Commit(lease, units)) == (DONE,) * len(units)
+    store.close()
+    again, _ = _open(tmp_path, 0)
+    assert [len(each.checkpoints) for each in ask(again, Read(IDS, history=True))] == [5] * 4
+    again.close()
