@@ -36,6 +36,7 @@ _log = logging.getLogger("durabletask.process")
 
 # Looked up once: an attribute of an enum class costs ten times a global.
 _DO, _VALUE, _RUNNING, _WAITING = Kind.DO, Form.VALUE, Status.RUNNING, Status.WAITING
+_new = object.__new__
 
 
 class DurableCall(Coroutine[Any, Any, T_co]):
@@ -237,7 +238,11 @@ class Process:
             check_name("key", key)
         policy = retry or run.retry
         if policy is None and timeout is None and spec.is_async and not services.observers:
-            return DurableCall(_DO, key, _plain_step(run, key, spec, fn, args))
+            # As `DurableCall(…)`, in half the time.
+            call: DurableCall[Any] = _new(DurableCall)
+            call.kind, call.key = _DO, key
+            call._body = _plain_step(run, key, spec, fn, args)  # noqa: SLF001  (we make it)
+            return call
         body: Callable[[], Any] = partial(_steps.call_function, run, spec, fn, args)
         if timeout is not None:
             body = _steps.timed(body, _seconds("timeout", timeout))
