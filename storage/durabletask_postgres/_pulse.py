@@ -89,12 +89,9 @@ class Pulse:
 
     async def run(self) -> None:
         """Keep connected and the lease renewed, until it is lost or this is cancelled."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._keep_connected())
-                group.create_task(self._keep_renewed())
-        finally:
-            await self._hang_up()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_connected())
+            group.create_task(self._keep_renewed())
 
     async def settled(self) -> None:
         """Wait until a connection stands, with its witness lock where it can have one.
@@ -186,7 +183,7 @@ class Pulse:
             self._settled.clear()
             self.witness = False
             self._before = line
-            line.terminate()
+            await self._hang_up(line)
 
     async def _bear_witness(self) -> None:
         (row,) = await self._call("witness", self._lease.host_id)
@@ -239,7 +236,13 @@ class Pulse:
                 )
             except LeaseLostError as error:
                 self._lost = str(error)
+                line.terminate()  # there is nothing left to witness
                 raise
+            finally:
+                if not line.usable:
+                    # The news of its end is still on the way to `_live_with`; who asks again
+                    # shall wait for the next connection and not meet this one.
+                    self._connected.clear()
 
     async def _wait(self, event: asyncio.Event) -> None:
         if self._lost is not None:
@@ -252,11 +255,14 @@ class Pulse:
                 f"the heart of host {self._lease.label} has no connection"
             ) from self._trouble
 
-    async def _hang_up(self) -> None:
-        line, self._line = self._line, None
-        if line is not None and line.usable:
-            try:
-                # Returns when the server's process has ended, and with it the witness lock.
-                await line.connection.close(timeout=CLOSE_TIMEOUT_S)
-            except DRIVER_ERRORS as error:
-                _log.debug("the connection of the heart did not close in order: %s", error)
+    async def _hang_up(self, line: Line) -> None:
+        try:
+            if line.usable:
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    # Said and not left to the end of the session, which comes some time after.
+                    await line.connection.fetch(self._statements["unlock"])
+                    await line.connection.close()
+        except DRIVER_ERRORS as error:
+            _log.debug("the connection of the heart did not close in order: %s", error)
+        finally:
+            line.terminate()

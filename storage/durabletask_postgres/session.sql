@@ -55,3 +55,7 @@ from pg_catalog.pg_stat_activity a
 where a.pid = $1
   and extract(epoch from a.backend_start)::text = $2
   and a.pid <> pg_backend_pid()
+
+-- Gives the witness lock back.
+-- name: unlock
+select pg_advisory_unlock_all()
