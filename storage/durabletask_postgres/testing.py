@@ -245,8 +245,12 @@ class ThrowAwayPostgres:
 
     def _end(self, number: signal.Signals) -> None:
         process = self._running()
-        self.resume()
         process.send_signal(number)
+        if number is signal.SIGQUIT:
+            # What stands still when the power goes does not finish what it was about to do.
+            for pid in self._paused[1:]:
+                os.kill(pid, signal.SIGKILL)
+        self.resume()
         try:
             process.wait(END_MAX_S)
         except subprocess.TimeoutExpired:

@@ -1,5 +1,6 @@
 """The throw-away Postgres starts, is hurt and ends as it says."""
 
+import asyncio
 import os
 import select
 import signal
@@ -68,8 +69,15 @@ async def test_a_paused_server_answers_nobody_until_it_goes_on() -> None:
         server.resume()
         assert states == {"T"}
         assert await connection.fetchval("select 1") == 1
-        await connection.close()
-        server.pause()  # and it can be ended as it is
+        waiting = asyncio.create_task(connection.execute("select pg_sleep(600)"))
+        sleeps = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'"
+        while await asyncio.to_thread(server.sql, sleeps) != "1":
+            assert not waiting.done()
+        server.pause()
+        server.restart()  # what stood still when it crashed does not go on first
+        with pytest.raises((asyncpg.ConnectionDoesNotExistError, ConnectionError)):
+            await waiting
+        assert server.sql("select 1") == "1"
 
 
 def _state(pid: int) -> str:
@@ -152,7 +160,11 @@ with ThrowAwayPostgres() as server:
 def test_a_killed_program_leaves_no_server() -> None:
     """A kill -9 of the program that started a server ends the server, without a look at names."""
     program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     with program:
         assert program.stdout is not None
