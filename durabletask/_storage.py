@@ -188,7 +188,9 @@ class ProcessStorage(Protocol):
         first-wins checkpoints whose seq is not above the highest one applied
         may be recorded as well as left out, and is answered DONE either way.
         It is the copy of one that was written, whose checkpoints win, or one
-        that its host has not sent: hosts send in order and skip none.
+        that its host has not sent: hosts send in order and skip none. For the
+        same reason any other unit that is older than such a one, and newer
+        than the last of its own sort, may be judged as if it were new.
 
         A unit refused with BUSY goes again later, as it is. So the later units
         of its process in the batch must be refused with BUSY too: were one of
@@ -272,19 +274,21 @@ class Transactions(Protocol):
         ...
 
     async def transact(
-        self,
-        lease: Lease,
-        unit: Unit,
-        body: Callable[[Any], Awaitable[bytes]],
-        *,
-        again: bool = False,
+        self, lease: Lease, unit: Unit, body: Callable[[Any], Awaitable[bytes]]
     ) -> UnitOutcome:
         """Run `body` in a new transaction that also records its result; both or neither.
 
         The transaction is on a connection of the storage's own. The fence and
         the owner are checked in it, late, since an open transaction must not
         keep others from fencing this host. If `body` raises, it is rolled back,
-        and the same exception is raised again.
+        and the same exception is raised again; so is an error with which the
+        database refuses at the end what `body` wrote (a deferred constraint).
+
+        A repeat after a lost answer, or after the wait for one was cancelled,
+        first reserves the checkpoint's place, so that an earlier transaction
+        which is still on its way is waited for, and one that was committed
+        shows as `held` without `body` being run. Which repeats those are the
+        storage remembers.
 
         Args:
             lease: The lease under which the process runs.
@@ -293,10 +297,6 @@ class Transactions(Protocol):
                 lower one, which are on their way by `commit`, apply after it.
             body: Gets the connection, and returns the payload to record. It
                 may not end the transaction.
-            again: An answer to this unit was lost. The first thing to do is to
-                reserve the checkpoint's place, so that an earlier transaction
-                which is still on its way is waited for, and one that was
-                committed shows as `held` without `body` being run.
 
         Returns:
             DONE; or `held` with what any other transaction or unit has recorded

@@ -11,12 +11,10 @@ from typing import Any, Protocol
 
 from durabletask._busy import BusyUnits
 from durabletask._errors import (
-    InvalidArgumentError,
     LeaseLostError,
     StorageError,
     StorageFailedError,
     StorageRewoundError,
-    StorageUnknownError,
 )
 from durabletask._group import GroupCommit
 from durabletask._lease import contract_broken
@@ -83,12 +81,12 @@ class Writer:
         refused or the answer was lost, the body runs again.
 
         Raises:
-            Exception: What the body raised; nothing was written.
+            Exception: What the body raised, or made the database raise in the
+                end; nothing was written.
             StorageError: Nothing can be recorded any more.
         """
         transactions = transactions_of(self._storage)
         raised: BaseException | None = None
-        again = False
 
         async def watched(connection: Any) -> bytes:
             nonlocal raised
@@ -102,14 +100,13 @@ class Writer:
         wait_s = BACKOFF_MIN_S
         while True:
             try:
-                outcome = await transactions.transact(self._lease, unit, watched, again=again)
+                outcome = await transactions.transact(self._lease, unit, watched)
                 if outcome.refused is not Refusal.BUSY:
                     return outcome
                 _log.debug("process %s is busy", ascii(unit.process_id))
             except MAY_PASS as error:
                 if error is raised:
                     raise
-                again = again or isinstance(error, StorageUnknownError)
                 _log.log(
                     loudness(error), "storage: %s; the transaction again in %.2f s", error, wait_s
                 )
@@ -117,8 +114,8 @@ class Writer:
                 if error is not raised:
                     self._on_broken(error)
                 raise
-            except Exception as error:
-                if error is raised or isinstance(error, InvalidArgumentError):
+            except StorageError as error:
+                if error is raised:
                     raise
                 raise self._failed(contract_broken(error)) from error
             await asyncio.sleep(wait_s)

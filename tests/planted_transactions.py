@@ -102,48 +102,35 @@ def delivery_locks_the_process(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Database, "deliver_in", locking)
 
 
-def _patched(
-    patch: pytest.MonkeyPatch,
-    change: Callable[[Database, Lease, Unit, Body, bool], Awaitable[UnitOutcome]],
-) -> None:
-    async def transact(
-        self: Database, lease: Lease, unit: Unit, body: Body, *, again: bool = False
-    ) -> UnitOutcome:
-        return await change(self, lease, unit, body, again)
-
-    patch.setattr(Database, "transact", transact)
-
-
 @planted
 def rows_before_the_record(patch: pytest.MonkeyPatch) -> None:
     """Issue 3.5: the body commits by itself, and the record follows in a commit of its own."""
     transact = Database.transact
 
-    async def two_commits(
-        self: Database, lease: Lease, unit: Unit, body: Body, again: bool
-    ) -> UnitOutcome:
+    async def two_commits(self: Database, lease: Lease, unit: Unit, body: Body) -> UnitOutcome:
         async def eager(connection: Any) -> bytes:
             payload = await body(connection)
             connection.commit()
             connection.begin()
             return payload
 
-        return await transact(self, lease, unit, eager, again=again)
+        return await transact(self, lease, unit, eager)
 
-    _patched(patch, two_commits)
+    patch.setattr(Database, "transact", two_commits)
 
 
 @planted
-def repeats_without_looking(patch: pytest.MonkeyPatch) -> None:
-    """F003: after a lost answer the body runs again, although its rows were committed."""
+def held_and_yet_committed(patch: pytest.MonkeyPatch) -> None:
+    """F003: a repeat is told what is held, and what its body wrote is committed a second time."""
     transact = Database.transact
 
-    async def careless(
-        self: Database, lease: Lease, unit: Unit, body: Body, again: bool
-    ) -> UnitOutcome:
-        return await transact(self, lease, unit, body)
+    async def twice(self: Database, lease: Lease, unit: Unit, body: Body) -> UnitOutcome:
+        outcome = await transact(self, lease, unit, body)
+        if outcome.held:
+            await body(Connection(self))
+        return outcome
 
-    _patched(patch, careless)
+    patch.setattr(Database, "transact", twice)
 
 
 @planted
@@ -151,17 +138,15 @@ def fence_checked_only_before(patch: pytest.MonkeyPatch) -> None:
     """G5 F016: the fence is looked at before the body runs, and not with the commit."""
     transact = Database.transact
 
-    async def early(
-        self: Database, lease: Lease, unit: Unit, body: Body, again: bool
-    ) -> UnitOutcome:
+    async def early(self: Database, lease: Lease, unit: Unit, body: Body) -> UnitOutcome:
         refused = self._refusal(lease, unit)
         if refused is not None:
             return refused
         with pytest.MonkeyPatch.context() as blind:
             blind.setattr(Database, "_refusal", lambda *_: None)
-            return await transact(self, lease, unit, body, again=again)
+            return await transact(self, lease, unit, body)
 
-    _patched(patch, early)
+    patch.setattr(Database, "transact", early)
 
 
 @planted
@@ -169,12 +154,10 @@ def transaction_raises_the_sequence(patch: pytest.MonkeyPatch) -> None:
     """G6: units of a lower seq that are on their way count as written, and are lost."""
     transact = Database.transact
 
-    async def counting(
-        self: Database, lease: Lease, unit: Unit, body: Body, again: bool
-    ) -> UnitOutcome:
-        outcome = await transact(self, lease, unit, body, again=again)
+    async def counting(self: Database, lease: Lease, unit: Unit, body: Body) -> UnitOutcome:
+        outcome = await transact(self, lease, unit, body)
         process = self._processes[unit.process_id]
         process.seq = max(process.seq, unit.seq)
         return outcome
 
-    _patched(patch, counting)
+    patch.setattr(Database, "transact", counting)

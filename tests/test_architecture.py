@@ -75,7 +75,6 @@ BROAD_EXCEPTS: dict[tuple[str, str], str] = {
     ): "retry_if is the user's; its fault must not lose the failure of the step",
     ("durabletask/_group.py", "GroupCommit._run"): "handed to each that waits for the batch",
     ("durabletask/_writer.py", "Writer._commit"): _CONTRACT,
-    ("durabletask/_writer.py", "Writer.transact"): _CONTRACT,
     (
         "storage/durabletask_filesystem/_thread.py",
         "_work",

@@ -128,10 +128,9 @@ class Database(MemoryStorage):
         lease: Lease,
         unit: Unit,
         body: Callable[[Any], Awaitable[bytes]],
-        *,
-        again: bool = False,
     ) -> UnitOutcome:
-        if again and (outcome := self._refusal(lease, unit)):
+        # A repeat looks before the body runs; here that is all the same to the first time.
+        if outcome := self._refusal(lease, unit):
             return outcome
         connection = Connection(self)
         connection.begin()
@@ -199,12 +198,10 @@ class DatabaseWire(Wire):
         lease: Lease,
         unit: Unit,
         body: Callable[[Any], Awaitable[bytes]],
-        *,
-        again: bool = False,
     ) -> UnitOutcome:
         self.calls.append("transact")
         await self.before("transact")
-        return await self.storage.transact(lease, unit, body, again=again)
+        return await self.storage.transact(lease, unit, body)
 
 
 def database_of(world: World) -> Database:

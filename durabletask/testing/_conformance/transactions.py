@@ -3,6 +3,7 @@
 For storages with `Transactions`; see `ConformanceBase.user`.
 """
 
+import asyncio
 from contextlib import suppress
 from typing import Any
 
@@ -261,14 +262,29 @@ class TransactionConformance(ConformanceBase):
             row = await w.held("p", lease)
             body = Body(w, "row")
             await w.transactions.transact(lease, blank(row, 1), body)
-            outcome = await w.transactions.transact(lease, blank(row, 1), body, again=True)
+            again = Body(w, "again")
+            outcome = await w.transactions.transact(lease, blank(row, 1), again)
             assert outcome.held == (await w.history("p")).checkpoints
-            assert body.runs == 1
-            lost = Body(w, "other")
-            assert (
-                await w.transactions.transact(lease, blank(row, 2, "u"), lost, again=True) == DONE
-            )
-            assert await w.user.rows() == ["other", "row"]
+            assert await w.user.rows() == ["row"]
+
+    @needs(transactions=True)
+    async def test_a_body_that_is_cancelled_can_be_settled(self) -> None:
+        """F107: cancelled at whatever moment, a repeat says what holds: both or neither."""
+        async with self.world() as w:
+            lease = await w.host()
+            row = await w.held("p", lease)
+            for turns in range(12):
+                one, body = blank(row, 1 + turns, f"t{turns}"), Body(w, f"row {turns:02}")
+                job = asyncio.ensure_future(w.transactions.transact(lease, one, body))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                job.cancel()
+                await asyncio.gather(job, return_exceptions=True)
+                outcome = await w.transactions.transact(lease, one, body)
+                assert outcome.refused is None
+                assert (outcome == DONE) or [each.key for each in outcome.held] == [f"t{turns}"]
+            assert list(await w.payloads("p")) == [f"t{turns}" for turns in range(12)]
+            assert await w.user.rows() == [f"row {turns:02}" for turns in range(12)]
 
     @needs(transactions=True)
     async def test_a_body_that_comes_too_late_leaves_nothing(self) -> None:
