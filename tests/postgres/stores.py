@@ -182,35 +182,6 @@ async def make(dsn: str, name: str, *, virtual: bool = False) -> None:
         await connection.close()
 
 
-async def plant(dsn: str, schema: str, function: str, old: str, new: str) -> None:
-    """Put a mistake, or a place to wait at, into a function of a schema.
-
-    Args:
-        dsn: Of the database.
-        schema: The schema; no other test may use it any more.
-        function: Its name.
-        old: A piece of its text, which is there just once.
-        new: What takes its place; both speak of the schema `durabletask`.
-    """
-    rewrite = Statements(schema).rewrite
-    source = "select pg_get_functiondef(to_regproc($1)::oid)"
-    connection = await asyncpg.connect(dsn)
-    try:
-        text = await connection.fetchval(source, f"{schema}.{function}")
-        assert text.count(rewrite(old)) == 1, f"{old!r} is not once in {function}"
-        await connection.execute(text.replace(rewrite(old), rewrite(new)))
-    finally:
-        await connection.close()
-
-
-async def wait_blocked(looking: Connection, holder: Connection) -> None:
-    """Wait until somebody waits for a lock that another connection holds."""
-    question = "select from pg_stat_activity where $1 = any (pg_blocking_pids(pid))"
-    async with asyncio.timeout(PATIENCE_S):
-        while not await looking.fetch(question, holder.get_server_pid()):
-            pass
-
-
 async def fence_all(storage: ProcessStorage, host_id: str) -> None:
     """Let a new host find that the leases of all others have ended, and go."""
     lease = await storage.open_lease(host_id, "janitor")
