@@ -179,7 +179,7 @@ async def play(dsn: str, a: Player, b: Player, c: Player) -> None:
         print("B is woken up (SIGCONT), and the service answers B")
         b.let_service_answer()
         b.program.send_signal(signal.SIGCONT)
-        print(f"   B is refused: {await b.hear('warns ')}")
+        print(f"   B is refused, its lease is lost{await b.hear('warns the lease is lost')}")
         await c.stop()
         await client.spawn(fulfil, "order/10")
         _, paid_by = await client.get(fulfil, "order/10").result(WAIT_MAX_S)
