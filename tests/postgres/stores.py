@@ -8,7 +8,7 @@ what a test does with its storage.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -34,7 +34,8 @@ LEASE_TTL_S = 3_600.0
 
 _TABLES = ("process", "checkpoint", "event", "letter", "fence", "lease", "claim_mark")
 
-_CLOCK = """
+_TESTED = """
+create table durabletask.user_row (key text primary key);
 create table durabletask.test_time (now_at timestamptz not null);
 insert into durabletask.test_time values (clock_timestamp());
 create or replace function durabletask.clock() returns timestamptz
@@ -45,6 +46,7 @@ end;
 """
 
 _EMPTY = "\n".join(f"delete from durabletask.{table};" for table in _TABLES)
+_EMPTY_TESTED = f"{_EMPTY}\ndelete from durabletask.user_row;"
 
 
 class Schemas:
@@ -63,7 +65,8 @@ class Schemas:
         """Yield the name of an empty schema.
 
         Args:
-            virtual: The database's time stands still in it; see `AtTime`.
+            virtual: The database's time stands still in it, see `AtTime`; and the user has a
+                table in it.
         """
         name = self.take(virtual=virtual)
         try:
@@ -81,8 +84,35 @@ class Schemas:
 
     def give_back(self, name: str, *, virtual: bool = False) -> None:
         """Empty a schema that nobody uses any more, and keep it for the next test."""
-        aside(lambda: _run(self.dsn, Statements(name).rewrite(_EMPTY)))
+        text = Statements(name).rewrite(_EMPTY_TESTED if virtual else _EMPTY)
+        aside(lambda: _run(self.dsn, text))
         self._free[virtual].append(name)
+
+
+class SchemaUser:
+    """The user's side of a virtual schema, as the conformance suite asks for it."""
+
+    def __init__(self, dsn: str, schema: str) -> None:
+        self._dsn = dsn
+        rewrite = Statements(schema).rewrite
+        self._insert = rewrite("insert into durabletask.user_row values ($1)")
+        self._select = rewrite('select key from durabletask.user_row order by key collate "C"')
+
+    def connection(self) -> AbstractAsyncContextManager[Connection]:
+        return connected(self._dsn)
+
+    def transaction(self, connection: Connection) -> AbstractAsyncContextManager[Any]:
+        return connection.transaction()
+
+    async def end(self, connection: Any) -> None:
+        await connection.execute("commit")
+
+    async def put(self, connection: Any, key: str) -> None:
+        await connection.execute(self._insert, key)
+
+    async def rows(self) -> list[str]:
+        async with connected(self._dsn) as connection:
+            return [each["key"] for each in await connection.fetch(self._select)]
 
 
 class AtTime:
@@ -177,7 +207,7 @@ async def make(dsn: str, name: str, *, virtual: bool = False) -> None:
         statements = Statements(name)
         await ensure_schema(connection, statements)
         if virtual:
-            await connection.execute(statements.rewrite(_CLOCK))
+            await connection.execute(statements.rewrite(_TESTED))
     finally:
         await connection.close()
 

@@ -11,7 +11,7 @@ from durabletask.storage import ProcessStorage
 from durabletask.testing import VirtualClock
 from durabletask.testing.conformance import StorageConformance
 from durabletask_postgres import PostgresStorage
-from tests.postgres.stores import LEASE_TTL_S, Schemas, at_time, fence_all, held
+from tests.postgres.stores import LEASE_TTL_S, Schemas, SchemaUser, at_time, fence_all, held
 
 
 class TestPostgres(StorageConformance):
@@ -48,6 +48,9 @@ class TestPostgres(StorageConformance):
         self, storage: ProcessStorage, process_id: str
     ) -> AbstractAsyncContextManager[None]:
         return held(self.schemas.dsn, self.taken[-1], process_id)
+
+    def user(self, storage: ProcessStorage) -> SchemaUser:
+        return SchemaUser(self.schemas.dsn, self.taken[-1])
 
 
 class TestPostgresOverAPool(TestPostgres):
