@@ -72,6 +72,7 @@ class Beating:
     def __init__(self, dsn: str, schema: str, ttl_s: float, host_id: str) -> None:
         self.schema = schema
         self.news: list[str | None] = []
+        self.ever: list[str | None] = []
         self.connections = Connections(
             dsn, Statements(schema), setup=lambda each: ensure_schema(each, Statements(schema))
         )
@@ -110,6 +111,7 @@ class Beating:
 
     def _hear(self, process_id: str | None) -> None:
         self.news.append(process_id)
+        self.ever.append(process_id)
         self.told.set()
 
 
@@ -348,6 +350,7 @@ async def test_messages_of_others_are_heard(
         await control.connection.execute(tell, schema, "other:")
         await each.heard(None)
         assert each.news == []
+        assert [news for news in each.ever if news is not None] == ["order/7:a"]
 
 
 async def test_a_flood_of_messages_is_bounded(
