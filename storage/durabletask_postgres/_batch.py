@@ -224,6 +224,8 @@ def outcomes(records: Sequence[Record], places: Places) -> dict[int, UnitOutcome
         place = places[count - 1][0]
         if refused == "again":
             found[place] = AGAIN
+        elif refused == "busy":
+            found[place] = BUSY
         elif refused is not None:
             found[place] = UnitOutcome(refused=refusal(refused))
         else:

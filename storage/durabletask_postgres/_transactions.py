@@ -122,7 +122,8 @@ class Bodies:
         except StorageUnknownError:
             self._doubtful.add(place)
             raise
-        self._doubtful.discard(place)
+        if outcome is not BUSY:
+            self._doubtful.discard(place)
         return outcome
 
     async def _run(

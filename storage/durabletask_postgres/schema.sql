@@ -140,6 +140,9 @@ insert into durabletask.migration (version, name, applied_at) values (1, 'tables
 -- statement the snapshot would be older than the locks, and would miss what was acknowledged
 -- while it waited for them.
 --
+-- Plans are made once and for any number of rows: the few rows that the planner then expects of an
+-- array lead it to the indexes, whatever a table's statistics say or do not say yet.
+--
 -- SQLSTATEs: DT001 the lease is lost; DT002 the database has lost what it acknowledged;
 -- DT003 the transaction is not READ COMMITTED.
 --
@@ -256,7 +259,8 @@ create function durabletask.create_processes(
     parent_keys text[]
 ) returns table (process_id text, process_no bigint, created_at timestamptz)
 language plpgsql volatile
-set lock_timeout = '100ms' as $$
+set lock_timeout = '100ms'
+set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
@@ -318,7 +322,8 @@ $$;
 create function durabletask.purge(ids text[])
 returns table (process_id text, refused text)
 language plpgsql volatile
-set lock_timeout = '1s' as $$
+set lock_timeout = '1s'
+set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 begin
     perform durabletask.be_durable();
@@ -420,7 +425,8 @@ create function durabletask.deliver(
     place integer, refused text, owner text, "position" integer, name text, payload bytea,
     at timestamptz, consumed boolean)
 language plpgsql volatile
-set lock_timeout = '1s' as $$
+set lock_timeout = '1s'
+set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 declare
     v_now timestamptz;
@@ -579,7 +585,8 @@ $$;
 
 -- Take all processes from a fenced host that can be locked; return whether none is left.
 create function durabletask.let_go(host_no bigint, died boolean, now_at timestamptz) returns boolean
-language plpgsql volatile as $$
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 declare
     v_nos bigint[];
@@ -719,7 +726,8 @@ select
     p.finished_at,
     p.creation_id,
     p.input_digest,
-    p.tags,
+    -- As text: on a caller's own connection jsonb may be decoded by codecs of the caller's.
+    p.tags::text as tags,
     p.parent_id,
     p.parent_incarnation,
     p.parent_generation,
@@ -727,7 +735,8 @@ select
     p.ending_form,
     p.ending_payload,
     p.context,
-    p.input
+    p.input,
+    p.tags as tag_set
 from durabletask.process p
 left join durabletask.fence f on f.host_no = p.owner_no
 left join lateral (
@@ -757,7 +766,7 @@ select
     r.updated_at,
     r.wake_at,
     r.finished_at,
-    r.tags,
+    r.tag_set as tags,
     durabletask.as_json(r.input) as input,
     case when r.ending_form = 'value' then durabletask.as_json(r.ending_payload) end as result,
     case when r.ending_form = 'error' then durabletask.as_json(r.ending_payload) end as error,
@@ -927,7 +936,8 @@ create function durabletask.commit_units(
     unit integer, refused text, kind text, key text, index integer, form text, payload bytea,
     replaces boolean, epoch integer, seq integer, at timestamptz)
 language plpgsql volatile
-set lock_timeout = '100ms' as $$
+set lock_timeout = '100ms'
+set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
@@ -1174,52 +1184,93 @@ begin
 end
 $$;
 
--- Record a checkpoint inside a transaction of the process's own; return what is held in its place,
--- if another unit has recorded it. With `reserve` nothing but the place is taken, which the repeat
--- of a transaction whose answer was lost does first: an earlier one that is still on its way is
--- waited for, and one that has committed shows.
-create function durabletask.record_within(
-    host_id text, process_id text, process_no bigint, epoch integer, seq integer, kind text,
-    key text, form text, payload bytea, reserve boolean
+-- Take the place of a checkpoint inside a transaction, and nothing else; return what is there
+-- already. A repeat after a lost answer does so first: an earlier transaction that is still on its
+-- way is waited for, and one that has committed shows.
+create function durabletask.reserve(
+    of_process bigint, in_epoch integer, at_seq integer, of_kind text, at_key text
 ) returns table (
-    refused text, held_form text, held_payload bytea, held_epoch integer, held_seq integer,
-    held_at timestamptz)
-language plpgsql volatile as $$
+    kind text, key text, index integer, form text, payload bytea, replaces boolean, epoch integer,
+    seq integer, at timestamptz)
+language plpgsql volatile
+set lock_timeout = '5s' as $$
+#variable_conflict use_column
+begin
+    insert into durabletask.checkpoint as c
+        (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+    values (
+        of_process, durabletask.clock(), in_epoch, at_seq, -1, 0, false,
+        of_kind, at_key, 'reserved', '')
+    on conflict do nothing;
+    if not found then
+        return query
+        select c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq, c.at
+        from durabletask.checkpoint c
+        where c.process_no = of_process and c.key = at_key and c.index = -1
+            and c.kind = of_kind;
+    end if;
+end
+$$;
+
+-- Record a checkpoint inside a transaction whose commit comes next. Return nothing; or why not; or
+-- what is held in its place.
+create function durabletask.record_within(
+    host_id text,
+    mark_no bigint, mark_epoch integer, mark_seq integer, mark_kind text, mark_key text,
+    mark_index integer,
+    of_id text, of_process bigint, in_epoch integer, at_seq integer, of_kind text, at_key text,
+    new_form text, new_payload bytea
+) returns table (
+    refused text, kind text, key text, index integer, form text, payload bytea, replaces boolean,
+    epoch integer, seq integer, at timestamptz)
+language plpgsql volatile
+set lock_timeout = '5s' as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
+    v_process record;
 begin
     perform durabletask.check_isolation();
     perform durabletask.be_durable();
     -- A host that is stopped just before its COMMIT must not keep the fence from being taken.
     perform set_config('idle_in_transaction_session_timeout', '5s', true);
-    v_host_no := durabletask.hold_fence(record_within.host_id);
-    if not exists (
-        select from durabletask.process p
-        where p.process_no = record_within.process_no and p.process_id = record_within.process_id
-            and p.epoch = record_within.epoch and p.owner_no = v_host_no
+    v_host_no := durabletask.hold_fence(host_id);
+    if durabletask.is_rewound(
+        v_host_no, mark_no, mark_epoch, mark_seq, mark_kind, mark_key, mark_index
     ) then
+        raise exception 'the database does not hold what it acknowledged to host %', host_id
+            using errcode = 'DT002';
+    end if;
+    select p.* into v_process from durabletask.process p
+    where p.process_no = of_process and p.process_id = of_id;
+    if not found or v_process.epoch <> in_epoch then
         refused := 'process belongs to another host, epoch or incarnation';
+    elsif v_process.owner_no is distinct from v_host_no then
+        refused := case
+            when durabletask.is_finished(v_process.status) then 'process has finished'
+            else 'process belongs to another host, epoch or incarnation'
+        end;
+    end if;
+    if refused is not null then
         return next;
         return;
     end if;
     insert into durabletask.checkpoint as c
         (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
     values (
-        record_within.process_no, durabletask.clock(), record_within.epoch, record_within.seq, -1,
-        0, false, record_within.kind, record_within.key, record_within.form,
-        record_within.payload)
+        of_process, durabletask.clock(), in_epoch, at_seq, -1,
+        0, false, of_kind, at_key, new_form,
+        new_payload)
     on conflict (process_no, key, index, kind) do update
-    -- Only what this very transaction has reserved is filled in.
     set form = excluded.form, payload = excluded.payload, at = excluded.at
-    where c.form = 'reserved' and not reserve
-        and c.epoch = excluded.epoch and c.seq = excluded.seq;
+    -- Only a transaction's own reservation can be seen here: none is ever committed.
+    where c.form = 'reserved';
     if not found then
         return query
-        select null::text, c.form, c.payload, c.epoch, c.seq, c.at
+        select null::text, c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq, c.at
         from durabletask.checkpoint c
-        where c.process_no = record_within.process_no and c.key = record_within.key
-            and c.index = -1 and c.kind = record_within.kind;
+        where c.process_no = of_process and c.key = at_key
+            and c.index = -1 and c.kind = of_kind;
     end if;
 end
 $$;
@@ -1242,7 +1293,7 @@ create function durabletask.claim(
     deaths integer, generation integer, parked boolean, owner text, owner_label text,
     wake_at timestamptz, created_at timestamptz, updated_at timestamptz, start_at timestamptz,
     started_at timestamptz, deadline_at timestamptz, finished_at timestamptz, creation_id text,
-    input_digest text, tags jsonb, parent_id text, parent_incarnation bigint,
+    input_digest text, tags text, parent_id text, parent_incarnation bigint,
     parent_generation integer, parent_key text, ending_form text, ending_payload bytea,
     context bytea, input bytea,
     kinds text[], keys text[], indexes integer[], forms text[], payloads bytea[],
@@ -1250,7 +1301,8 @@ create function durabletask.claim(
     event_positions integer[], event_ids text[], event_names text[], event_payloads bytea[],
     event_ats timestamptz[], event_consumed boolean[])
 language plpgsql volatile
-set lock_timeout = '1s' as $$
+set lock_timeout = '1s'
+set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
@@ -1315,8 +1367,8 @@ begin
             group by n.place
             order by n.place
         );
-        with picked as (
-            select c.process_no, c.claimable_at
+        v_nos := array(
+            select c.process_no
             from unnest(names, v_shares) as n (name, share)
             cross join lateral (
                 select p.process_no, p.claimable_at from durabletask.process p
@@ -1325,7 +1377,9 @@ begin
                 limit n.share
                 for update skip locked
             ) c
-        ), taken as (
+            order by c.claimable_at, c.process_no
+        );
+        with taken as (
             update durabletask.process p
             set epoch = p.epoch + 1,
                 seq = 0,
@@ -1335,13 +1389,11 @@ begin
                 claimable_at = null,
                 started_at = coalesce(p.started_at, claim.now_at),
                 updated_at = claim.now_at
-            from picked
-            where p.process_no = picked.process_no
-            returning p.process_no, p.epoch, picked.claimable_at
+            from unnest(v_nos) with ordinality as n (process_no, place)
+            where p.process_no = n.process_no
+            returning p.epoch, n.place
         )
-        select coalesce(array_agg(t.process_no order by t.claimable_at, t.process_no), '{}'),
-            coalesce(array_agg(t.epoch order by t.claimable_at, t.process_no), '{}')
-        into v_nos, v_epochs
+        select coalesce(array_agg(t.epoch order by t.place), '{}') into v_epochs
         from taken t;
 
         if cardinality(v_nos) > 0 or cardinality(v_news) > 0 or is_repeat then
@@ -1357,8 +1409,14 @@ begin
     end if;
 
     more := cardinality(v_nos) >= count_max and exists (
-        select from unnest(names) as n (name)
-        join durabletask.process p on p.name = n.name and p.claimable_at <= claim.now_at
+        select
+        from unnest(names) as n (name)
+        cross join lateral (
+            select from durabletask.process p
+            where p.name = n.name and p.claimable_at <= claim.now_at
+            order by p.claimable_at
+            limit 1
+        ) c
     );
     next_at := (
         select min(c.claimable_at)
@@ -1415,7 +1473,7 @@ begin
         from durabletask.event e
         where e.process_no = r.process_no and not e.consumed
     ) e on true
-    where r.owner = claim.host_id and (t.epoch is null or r.epoch = t.epoch)
+    where r.owner is not distinct from claim.host_id and (t.epoch is null or r.epoch = t.epoch)
     order by t.place;
 end
 $$;

@@ -3,6 +3,9 @@
 -- statement the snapshot would be older than the locks, and would miss what was acknowledged
 -- while it waited for them.
 --
+-- Plans are made once and for any number of rows: the few rows that the planner then expects of an
+-- array lead it to the indexes, whatever a table's statistics say or do not say yet.
+--
 -- SQLSTATEs: DT001 the lease is lost; DT002 the database has lost what it acknowledged;
 -- DT003 the transaction is not READ COMMITTED.
 --
@@ -119,7 +122,8 @@ create function durabletask.create_processes(
     parent_keys text[]
 ) returns table (process_id text, process_no bigint, created_at timestamptz)
 language plpgsql volatile
-set lock_timeout = '100ms' as $$
+set lock_timeout = '100ms'
+set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
@@ -181,7 +185,8 @@ $$;
 create function durabletask.purge(ids text[])
 returns table (process_id text, refused text)
 language plpgsql volatile
-set lock_timeout = '1s' as $$
+set lock_timeout = '1s'
+set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 begin
     perform durabletask.be_durable();
@@ -283,7 +288,8 @@ create function durabletask.deliver(
     place integer, refused text, owner text, "position" integer, name text, payload bytea,
     at timestamptz, consumed boolean)
 language plpgsql volatile
-set lock_timeout = '1s' as $$
+set lock_timeout = '1s'
+set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 declare
     v_now timestamptz;
@@ -442,7 +448,8 @@ $$;
 
 -- Take all processes from a fenced host that can be locked; return whether none is left.
 create function durabletask.let_go(host_no bigint, died boolean, now_at timestamptz) returns boolean
-language plpgsql volatile as $$
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 declare
     v_nos bigint[];

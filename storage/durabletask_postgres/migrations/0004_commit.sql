@@ -129,7 +129,8 @@ create function durabletask.commit_units(
     unit integer, refused text, kind text, key text, index integer, form text, payload bytea,
     replaces boolean, epoch integer, seq integer, at timestamptz)
 language plpgsql volatile
-set lock_timeout = '100ms' as $$
+set lock_timeout = '100ms'
+set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;

@@ -22,7 +22,8 @@ create function durabletask.claim(
     event_positions integer[], event_ids text[], event_names text[], event_payloads bytea[],
     event_ats timestamptz[], event_consumed boolean[])
 language plpgsql volatile
-set lock_timeout = '1s' as $$
+set lock_timeout = '1s'
+set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
@@ -87,8 +88,8 @@ begin
             group by n.place
             order by n.place
         );
-        with picked as (
-            select c.process_no, c.claimable_at
+        v_nos := array(
+            select c.process_no
             from unnest(names, v_shares) as n (name, share)
             cross join lateral (
                 select p.process_no, p.claimable_at from durabletask.process p
@@ -97,7 +98,9 @@ begin
                 limit n.share
                 for update skip locked
             ) c
-        ), taken as (
+            order by c.claimable_at, c.process_no
+        );
+        with taken as (
             update durabletask.process p
             set epoch = p.epoch + 1,
                 seq = 0,
@@ -107,13 +110,11 @@ begin
                 claimable_at = null,
                 started_at = coalesce(p.started_at, claim.now_at),
                 updated_at = claim.now_at
-            from picked
-            where p.process_no = picked.process_no
-            returning p.process_no, p.epoch, picked.claimable_at
+            from unnest(v_nos) with ordinality as n (process_no, place)
+            where p.process_no = n.process_no
+            returning p.epoch, n.place
         )
-        select coalesce(array_agg(t.process_no order by t.claimable_at, t.process_no), '{}'),
-            coalesce(array_agg(t.epoch order by t.claimable_at, t.process_no), '{}')
-        into v_nos, v_epochs
+        select coalesce(array_agg(t.epoch order by t.place), '{}') into v_epochs
         from taken t;
 
         if cardinality(v_nos) > 0 or cardinality(v_news) > 0 or is_repeat then
@@ -129,8 +130,14 @@ begin
     end if;
 
     more := cardinality(v_nos) >= count_max and exists (
-        select from unnest(names) as n (name)
-        join durabletask.process p on p.name = n.name and p.claimable_at <= claim.now_at
+        select
+        from unnest(names) as n (name)
+        cross join lateral (
+            select from durabletask.process p
+            where p.name = n.name and p.claimable_at <= claim.now_at
+            order by p.claimable_at
+            limit 1
+        ) c
     );
     next_at := (
         select min(c.claimable_at)
@@ -187,7 +194,7 @@ begin
         from durabletask.event e
         where e.process_no = r.process_no and not e.consumed
     ) e on true
-    where r.owner = claim.host_id and (t.epoch is null or r.epoch = t.epoch)
+    where r.owner is not distinct from claim.host_id and (t.epoch is null or r.epoch = t.epoch)
     order by t.place;
 end
 $$;
