@@ -10,13 +10,14 @@ ARGS ?=
 BIN := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help demo test check bench soak clean
+.PHONY: help demo test check bench bench-dbos soak clean
 
 help:
 	@echo 'make demo    1,000 transfers, killed again and again, reconciled to the cent'
 	@echo 'make test    all tests but the soak'
 	@echo 'make check   format, lint, types, tests, then the tests against the built wheel'
 	@echo 'make bench   the benchmarks, one after the other'
+	@echo 'make bench-dbos  ours beside DBOS on the same Postgres; installs it below build/'
 	@echo 'make soak    the long runs'
 	@echo 'make clean   remove what these targets made'
 
@@ -35,6 +36,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN) -m benchmarks $(ARGS)
+
+bench-dbos: $(READY)
+	$(BIN) -m benchmarks.dbos $(ARGS)
 
 soak: $(READY)
 	$(BIN) -m pytest -m soak $(ARGS)

@@ -135,6 +135,7 @@ async def run_bare(file: BareFile | None, processes: int, steps: int) -> Timing:
             row = Unit(process_id, 1, 1, number + 1, datetime.now(UTC), 1, (checkpoint,))
             await writer.submit(row)
         turn.count()
+        await turn.end.wait()
         end = msgspec.Raw(orjson.dumps(steps))
         await writer.submit(Unit(process_id, 1, 1, steps + 1, datetime.now(UTC), 1, ending=end))
         return steps
@@ -153,6 +154,7 @@ async def run_bare(file: BareFile | None, processes: int, steps: int) -> Timing:
     turn.begin.set()
     stepped_s = await turn.over
     cpu_s = process_time() - cpu_s
+    turn.end.set()
     results = await asyncio.gather(*tasks)
     ended_s = perf_counter()
     assert results == [steps] * processes

@@ -1,11 +1,14 @@
 """The work that is measured: many processes, each of a few steps that do nothing."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 from durabletask import Process, ProcessHandle, ProcessHost, Status
 from durabletask.storage import ProcessStorage
+
+Mark = Callable[[], Awaitable[None]]
 
 
 class Timing(NamedTuple):
@@ -25,10 +28,11 @@ class Timing(NamedTuple):
 
 
 class Turn:
-    """Holds all processes back until all are spawned, and says when the last has done its steps."""
+    """Holds all processes back until all are spawned, and again until the last did its steps."""
 
     def __init__(self, processes: int) -> None:
         self.begin = asyncio.Event()
+        self.end = asyncio.Event()
         self.over: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._left = processes
 
@@ -50,8 +54,13 @@ async def until_waiting(handle: ProcessHandle[Any]) -> None:
         await asyncio.sleep(0)
 
 
-async def run_durable(storage: ProcessStorage, processes: int, steps: int) -> Timing:
-    """Run the same work as durable processes of one host; the storage is closed with it."""
+async def run_durable(
+    storage: ProcessStorage, processes: int, steps: int, mark: Mark | None = None
+) -> Timing:
+    """Run the same work as durable processes of one host; the storage is closed with it.
+
+    `mark` is called before the first step and after the last, and nothing happens meanwhile.
+    """
     host = ProcessHost(storage)
     turn = Turn(processes)
 
@@ -61,6 +70,7 @@ async def run_durable(storage: ProcessStorage, processes: int, steps: int) -> Ti
         for number in range(steps):
             await proc.do(f"step {number}", step, number)
         turn.count()
+        await turn.end.wait()
         return steps
 
     async with host:
@@ -68,11 +78,16 @@ async def run_durable(storage: ProcessStorage, processes: int, steps: int) -> Ti
         handles = await asyncio.gather(
             *(host.spawn(work, f"process/{n}", steps) for n in range(processes))
         )
+        if mark is not None:
+            await mark()
         spawned_s = perf_counter()
         cpu_s = process_time()
         turn.begin.set()
         stepped_s = await turn.over
         cpu_s = process_time() - cpu_s
+        if mark is not None:
+            await mark()
+        turn.end.set()
         results = await asyncio.gather(*(handle.result() for handle in handles))
         ended_s = perf_counter()
     assert results == [steps] * processes
