@@ -1,0 +1,187 @@
+"""Hosts that die are replaced as soon as it can be seen, and those that live never are."""
+
+import asyncio
+from contextlib import suppress
+from typing import cast
+
+import pytest
+
+from durabletask.errors import LeaseLostError, StorageError
+from durabletask.storage import Lease
+from durabletask.testing._conformance.world import World, step, unit
+from durabletask_postgres import PostgresStorage
+from durabletask_postgres._sql import Statements
+from durabletask_postgres.testing import ThrowAwayPostgres
+from tests.postgres.stores import PATIENCE_S, Schemas, connected, make, new_world
+
+LONG_S = 600.0
+"""A lease that certainly lasts longer than the test."""
+
+GRACE_S = 0.5
+"""Nobody concludes anything from a session that is gone before his own has lasted so long."""
+
+
+async def until_taken(world: World, lease: Lease) -> list[str]:
+    """Claim until there is something to take."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not (taken := await world.take(lease)):
+            pass
+    return list(taken)
+
+
+async def look_for(world: World, lease: Lease, seconds: float) -> list[str]:
+    """Claim for so long by the server's time; return what was taken."""
+    first = (await world.claim(lease)).now_at
+    found: list[str] = []
+    while True:
+        claims = await world.claim(lease)
+        found += [each.row.process_id for each in claims.claimed if each.fresh]
+        if (claims.now_at - first).total_seconds() > seconds:
+            return found
+
+
+async def seconds_left(schemas: Schemas, schema: str) -> float:
+    """Return how long the shortest lease would have lasted yet."""
+    query = "select min(extract(epoch from expires_at - now())) from durabletask.lease"
+    async with connected(schemas.dsn) as connection:
+        return float(await connection.fetchval(Statements(schema).rewrite(query)))
+
+
+async def test_a_host_whose_sessions_are_gone_is_replaced_long_before_its_lease_ends(
+    schemas: Schemas,
+) -> None:
+    """G11 S1.16: a killed program's sessions end with it; the others see it and go on."""
+    with schemas.new() as schema:
+        async with new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as other:
+            lease = await other.host("other")
+            async with new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as dying:
+                old = await dying.host("dying")
+                row = await dying.held("p", old)
+                await dying.done(old, unit(row, 1, step("a")))
+            # The storage is closed and its lease is not, as if the program had been killed.
+            assert await until_taken(other, lease) == ["p"]
+            assert [each.key for each in (await other.history("p")).checkpoints] == ["a"]
+            assert (await other.row("p")).epoch == 2
+            assert await seconds_left(schemas, schema) > LONG_S / 2
+
+
+async def test_a_fenced_host_is_refused_for_good(schemas: Schemas) -> None:
+    """G4 F016: whoever was taken for dead can neither write, claim nor renew any more."""
+    with schemas.new() as schema:
+        async with (
+            new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as zombie,
+            new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as other,
+            connected(schemas.dsn) as connection,
+        ):
+            old = await zombie.host("zombie")
+            row = await zombie.held("p", old)
+            end = "update durabletask.lease set expires_at = now() - interval '1 s'"
+            await connection.execute(Statements(schema).rewrite(end))
+            assert await until_taken(other, await other.host("other")) == ["p"]
+            with pytest.raises(LeaseLostError):
+                await zombie.commit(old, unit(row, 1, step("late")))
+            with pytest.raises(LeaseLostError):
+                await zombie.claim(old)
+            with pytest.raises(LeaseLostError):
+                await zombie.storage.renew(old)
+            with pytest.raises(LeaseLostError):
+                await zombie.host("zombie")
+            with pytest.raises(LeaseLostError):
+                await zombie.add("q", lease=old)
+            assert await other.payloads("p") == {}
+            assert await other.ids() == ["p"]
+
+
+async def test_a_host_that_lives_is_left_alone(schemas: Schemas) -> None:
+    """G4: hosts that look at each other for longer than the grace take nothing from each other."""
+    with schemas.new() as schema:
+        async with (
+            new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as a,
+            new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as b,
+        ):
+            ours, theirs = await a.host("a"), await b.host("b")
+            await a.held("p", ours)
+            await b.held("q", theirs)
+            found = await asyncio.gather(
+                look_for(a, ours, 2 * GRACE_S), look_for(b, theirs, 2 * GRACE_S)
+            )
+            assert list(found) == [[], []]
+            assert (await a.row("p")).owner == "a"
+            assert (await b.row("q")).owner == "b"
+
+
+async def test_a_host_without_a_witness_is_replaced_when_its_lease_ends(schemas: Schemas) -> None:
+    """G11: where no session tells, nobody concludes anything from there being none."""
+    with schemas.new() as schema:
+        async with (
+            new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as other,
+            connected(schemas.dsn) as connection,
+        ):
+            lease = await other.host("other")
+            query = "select host_no from durabletask.open_lease('silent', 'x', 600.0)"
+            await connection.fetch(Statements(schema).rewrite(query))
+            silent = Lease("silent", "x", LONG_S, other.clock.now())
+            await other.held("p", silent)
+            assert await look_for(other, lease, 2 * GRACE_S) == []
+            end = "update durabletask.lease set expires_at = now() where not witness"
+            await connection.execute(Statements(schema).rewrite(end))
+            assert await until_taken(other, lease) == ["p"]
+
+
+async def test_a_session_that_has_just_begun_concludes_nothing(schemas: Schemas) -> None:
+    """DESIGN 5: where all sessions ended at once, who is back first must not fence the others."""
+    with schemas.new() as schema:
+        statements = Statements(schema)
+        async with new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as dying:
+            await dying.held("p", await dying.host("dying"))
+        async with asyncio.timeout(PATIENCE_S):
+            age_s = GRACE_S
+            while age_s >= GRACE_S:  # on a machine that is too busy, once more
+                async with connected(schemas.dsn) as connection:
+                    await connection.fetch(statements["open_lease"], "young", "x", LONG_S)
+                    claim = [["order"], 10, True, False]
+                    rows = await connection.fetch(statements["claim"], "young", "one", *claim)
+                    age_s = float(await connection.fetchval(AGE))
+        assert len(rows) == 1  # the header
+
+
+AGE = """
+select extract(epoch from clock_timestamp() - backend_start)
+from pg_stat_activity where pid = pg_backend_pid()
+"""
+
+
+async def test_after_a_restart_of_the_server_nobody_takes_over() -> None:
+    """DESIGN 5: a crash ends every session; hosts that live get theirs back and keep their own."""
+    with ThrowAwayPostgres() as server:
+        await make(server.dsn, "x")
+        async with (
+            new_world(server.dsn, "x", lease_ttl_s=LONG_S) as a,
+            new_world(server.dsn, "x", lease_ttl_s=LONG_S) as b,
+            new_world(server.dsn, "x", lease_ttl_s=LONG_S) as c,
+        ):
+            leases = [await world.host(name) for name, world in zip("abc", (a, b, c), strict=True)]
+            for name, world, lease in zip("abc", (a, b, c), leases, strict=True):
+                await world.held(name, lease)
+            server.restart()
+            await asyncio.gather(*(_until_back(world) for world in (a, b, c)))
+            found = await asyncio.gather(
+                *(
+                    look_for(world, lease, 4 * GRACE_S)
+                    for world, lease in zip((a, b, c), leases, strict=True)
+                )
+            )
+            assert list(found) == [[], [], []]
+            rows = [await a.row(name) for name in "abc"]
+            assert [(row.owner, row.epoch) for row in rows] == [("a", 1), ("b", 1), ("c", 1)]
+
+
+async def _until_back(world: World) -> None:
+    """Wait until a storage answers again, and its heart holds the witness lock."""
+    (heart,) = cast("PostgresStorage", world.storage)._hearts.values()
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            with suppress(StorageError):
+                await world.ids()
+                if heart.witness:
+                    return
