@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar, TypeVarTuple, cast, overload
 
 import durabletask._steps as _steps
+import durabletask._transaction as _transaction
 import durabletask._waits as _waits
 from durabletask._callable import CallSpec
 from durabletask._caller import STEP
@@ -25,6 +26,7 @@ from durabletask._codec import ANY, Shape
 from durabletask._errors import InvalidArgumentError, StorageError
 from durabletask._limits import check_name
 from durabletask._model import DONE, NO_INDEX, Checkpoint, Form, Kind, Status, Unit
+from durabletask._refused import transactions_of
 from durabletask._retry import RetryPolicy
 from durabletask._run import Run
 
@@ -285,6 +287,64 @@ class Process:
         if type is not None:
             shape = run.services.codec.shape(type)
         return DurableCall(Kind.GET, key, _step(run, Kind.GET, key, body, shape, None))
+
+    @overload
+    def transaction(
+        self,
+        key: str,
+        fn: Callable[[Any], Awaitable[T]],
+        *,
+        type: None = None,
+        retry: RetryPolicy | None = None,
+    ) -> DurableCall[T]: ...
+    @overload
+    def transaction(
+        self,
+        key: str,
+        fn: Callable[[Any], Awaitable[object]],
+        *,
+        type: type[T],
+        retry: RetryPolicy | None = None,
+    ) -> DurableCall[T]: ...
+    def transaction(
+        self,
+        key: str,
+        fn: Callable[[Any], Awaitable[Any]],
+        *,
+        type: type[Any] | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> DurableCall[Any]:
+        """Run a step in a transaction that records it as well, or return its recorded outcome.
+
+        What the function writes through its connection is committed together
+        with the record: both or neither, whatever crashes. What else it does,
+        it may do more than once, as any step.
+
+        Args:
+            key: Names the step within the process.
+            fn: `async def fn(connection)`, for Postgres a connection of asyncpg
+                with an open transaction, which it must not end. If it raises,
+                all that it wrote is rolled back, and then the error recorded.
+                Keep it short: others may wait for the rows that it locks.
+            type: How to encode the result; the function's return annotation
+                otherwise. A result that cannot be encoded rolls back too.
+            retry: When to try again, each time in a new transaction; None for
+                the default of the process or host.
+
+        Raises:
+            StepError: The recorded failure of the step.
+            InvalidArgumentError: The storage is not in a database of yours, or
+                `fn` does not take one argument; nothing was recorded.
+        """
+        run = self._run
+        services = run.services
+        transactions_of(services.writer.storage)
+        spec = services.callables.spec(fn)
+        spec.check((None,))
+        shape = spec.returns if type is None else services.codec.shape(type)
+        body = _transaction.attempt(run, check_name("key", key), fn, shape)
+        call = _step(run, Kind.TRANSACTION, key, body, shape, retry or run.retry)
+        return DurableCall(Kind.TRANSACTION, key, call)
 
     def var(self, key: str, default: T, *, type: type[T] | None = None) -> DurableCall[Var[T]]:
         """Return a durable variable, with its last value or else with `default`.

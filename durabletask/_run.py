@@ -272,15 +272,15 @@ class Run:
     ) -> UnitOutcome:
         """Return the outcome of a unit whose wait was cancelled, and take note of that."""
         outcome = await self._follow(answer)
-        if self._note_overtaken() is not self.task:
-            # `gather` and `TaskGroup` cancel their caller too once their tasks have ended,
-            # results or not. A later run has to be cancelled in the same place.
-            note = self._cancel_note(Kind.OVERTAKEN, checkpoint.key, checkpoint.index, Form.VALUE)
-            await self._follow(self.submit((note,)))
+        await self._overtake(checkpoint.key, checkpoint.index)
         return outcome
 
-    async def record_cancelled(self, kind: Kind, key: str, index: int) -> None:
+    async def record_cancelled(self, kind: Kind, key: str, index: int) -> Checkpoint | None:
         """Record that user code cancelled a call, before the cancellation propagates.
+
+        Returns:
+            What is recorded in its place, if a result was first: then the
+            cancellation is overtaken, and the caller is to return the result.
 
         Raises:
             ProcessInterrupted: It was not user code but an interrupt.
@@ -290,6 +290,10 @@ class Run:
         outcome = await self._follow(self.submit((note,)))
         if outcome.refused is not None:
             self.held(outcome, None)
+        if not outcome.held or outcome.held[0].form is Form.CANCELLED:
+            return None
+        await self._overtake(key, index)
+        return outcome.held[0]
 
     def check_interrupted(self) -> None:
         """Raise ProcessInterrupted if nothing may be recorded any more."""
@@ -533,6 +537,14 @@ class Run:
     def _cancel_note(self, kind: Kind, key: str, index: int, form: Form) -> Checkpoint:
         after_s = max(self.services.monotonic_s() - self._begun_s, 0.0)
         return Checkpoint(kind, key, index, form, _notes.encode(_notes.CancelNote(after_s)))
+
+    async def _overtake(self, key: str, index: int) -> None:
+        """Take note, durably where it must be, that a result has overtaken a cancellation."""
+        if self._note_overtaken() is not self.task:
+            # `gather` and `TaskGroup` cancel their caller too once their tasks have ended,
+            # results or not. A later run has to be cancelled in the same place.
+            note = self._cancel_note(Kind.OVERTAKEN, key, index, Form.VALUE)
+            await self._follow(self.submit((note,)))
 
     def _note_overtaken(self) -> "asyncio.Task[Any] | None":
         """Remember that the current task was cancelled in vain, and return it."""

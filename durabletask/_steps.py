@@ -25,6 +25,7 @@ from durabletask._notes import RETRY_ERRORS_MAX, RetryNote, encode
 from durabletask._observe import Phase, StepChange, tell
 from durabletask._retry import RetryPolicy
 from durabletask._run import Run
+from durabletask._transaction import Committed
 
 _log = logging.getLogger("durabletask")
 
@@ -132,7 +133,9 @@ class StepRun:
                 if failure is not None:
                     note = self._next_note(attempt, failure, first_at, note)
                 if failure is None or note is None:
-                    return await settle(run, self._kind, self._key, self._index, failure)
+                    return await settle(
+                        run, self._kind, self._key, self._index, failure, self._shape
+                    )
                 await run.record(
                     Checkpoint(
                         Kind.RETRY, self._key, self._index, Form.VALUE, encode(note), replaces=True
@@ -144,6 +147,10 @@ class StepRun:
 
     async def _succeed(self, attempt: int, value: Any) -> Any:
         run = self._run
+        if isinstance(value, Committed):
+            run.step_ended()
+            self._tell(attempt, Phase.SUCCEEDED)
+            return value.value if value.held is None else run.unseal(value.held, self._shape)
         try:
             payload, value = self._shape.record(value, "result")
         except SerializationError as error:
@@ -194,8 +201,10 @@ class StepRun:
     ) -> RetryNote | None:
         """Return the record of a failed attempt, or None if there is to be no further one."""
         services = self._run.services
-        if self._retry is None:
-            return None
+        if self._retry is None or (
+            self._kind is Kind.TRANSACTION and isinstance(error, SerializationError)
+        ):
+            return None  # a result that cannot be stored will not be another one the next time
         now = services.now()
         elapsed_s = (now - first_at).total_seconds()
         try:
@@ -266,16 +275,30 @@ def as_failure(run: Run, error: BaseException, requests_before: int) -> Exceptio
     return StepError("CancelledError", str(error))
 
 
-async def settle(run: Run, kind: Kind, key: str, index: int, failure: Exception | None) -> Any:
-    """Record a step's failure, or that it was cancelled, and raise it as every later run will."""
+async def settle(
+    run: Run,
+    kind: Kind,
+    key: str,
+    index: int,
+    failure: Exception | None,
+    shape: Shape | None = None,
+) -> Any:
+    """Record a step's failure, or that it was cancelled, and raise it as every later run will.
+
+    Where a result turns out to be recorded already, it is returned: a commit
+    of a transaction may have won, and whoever waited for it have been cancelled.
+    """
+    shape = shape or run.services.any_shape
     if failure is None:
-        await run.record_cancelled(kind, key, index)
+        won = await run.record_cancelled(kind, key, index)
         run.step_ended()
+        if won is not None:
+            return run.unseal(won, shape)
         raise asyncio.CancelledError
     payload = run.services.failures.encode(failure)
     held = await run.record(Checkpoint(kind, key, index, Form.ERROR, payload))
     run.step_ended()
-    return run.unseal(held, run.services.any_shape)
+    return run.unseal(held, shape)
 
 
 async def trusted(run: Run, kind: Kind, key: str, index: int) -> None:

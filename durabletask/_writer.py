@@ -52,7 +52,7 @@ class Writer:
         bytes_max: int,
         on_broken: Callable[[Exception], None],
     ) -> None:
-        self._storage = storage
+        self.storage = storage
         self._lease = lease
         self._bytes_max = bytes_max
         self._on_broken = on_broken
@@ -85,7 +85,7 @@ class Writer:
                 end; nothing was written.
             StorageError: Nothing can be recorded any more.
         """
-        transactions = transactions_of(self._storage)
+        transactions = transactions_of(self.storage)
         raised: BaseException | None = None
 
         async def watched(connection: Any) -> bytes:
@@ -190,7 +190,7 @@ class Writer:
         wait_s = BACKOFF_MIN_S
         while True:
             try:
-                return await self._storage.commit(self._lease, units)
+                return await self.storage.commit(self._lease, units)
             except MAY_PASS as error:
                 _log.log(
                     loudness(error),

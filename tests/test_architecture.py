@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_caller",),
     # One process, from its journal to its end.
     ("_run",),
+    ("_transaction",),
     ("_steps", "_waits"),
     ("_process",),
     ("_runner",),

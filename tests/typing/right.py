@@ -34,6 +34,10 @@ class Approval:
     by: str
 
 
+class Connection:
+    """As asyncpg's."""
+
+
 class Bank:
     async def transfer(self, source: str, amount: Decimal) -> UUID: ...  # type: ignore[empty-body]
 
@@ -49,6 +53,14 @@ async def fetch(url: str, tries: int) -> bytes:
 
 
 async def ping() -> None: ...
+
+
+async def book(connection: Connection) -> Approval:
+    return Approval(str(connection))
+
+
+async def untyped(connection: Connection) -> object:
+    return connection
 
 
 def parse(text: bytes) -> list[int]:
@@ -74,6 +86,9 @@ async def transfer(proc: Process, source: str, amount: Decimal) -> str:
     assert_type(await proc.get("async", ping), None)
     assert_type(await proc.get("value", 5), int)
     assert_type(await proc.get("typed", {"by": "x"}, type=Approval), Approval)
+
+    assert_type(await proc.transaction("book", book), Approval)
+    assert_type(await proc.transaction("any", untyped, type=UUID, retry=RetryPolicy()), UUID)
 
     counter = await proc.var("n", 0)
     assert_type(counter, Var[int])

@@ -37,6 +37,8 @@ async def process(proc: Process, amount: Decimal) -> str:
     await counter.set("text")  # type: ignore[arg-type]
     counter.value = 5  # type: ignore[misc]
     await proc.delay("seconds", 5)  # type: ignore[arg-type]
+    await proc.transaction("sync", text)  # type: ignore[arg-type]
+    await proc.transaction("two", add)  # type: ignore[arg-type]
     got = await proc.event("number", int)
     number: str = got  # type: ignore[assignment]
     await proc.event("key", int, "k")  # type: ignore[call-overload]
