@@ -235,7 +235,9 @@ class Session:
             self._loop.call_later(HAND_OVER_S, self._look_if_behind, process_id)
 
     def _look_if_behind(self, process_id: str) -> None:
-        expected = self._expected.pop(process_id)
+        expected = self._expected.pop(process_id, None)
+        if expected is None:
+            return  # it has ended here
         run = self.runs.get(process_id)
         if run is None or run.mailbox.position < expected:
             self._look.set()
@@ -391,6 +393,8 @@ class Session:
         if ending is None and not (self._draining or self.broken.done()):
             # Interrupted by a refusal: to be claimed anew, but not at once and over and over.
             self._loop.call_later(RELEASE_PAUSE_S, self._release, run)
+        if ending is not None:
+            self._expected.pop(run.process_id, None)
         self._config.on_left(run.process_id, ending)
         if self._config.observers:
             change = ProcessChange(

@@ -238,9 +238,12 @@ def outcomes(records: Sequence[Record], places: Places) -> dict[int, UnitOutcome
 def mark_of(places: Places, answers: Sequence[UnitOutcome], before: Mark | None) -> Mark | None:
     """Return the last thing that a host was told by these answers, or before them."""
     for place, unit in reversed(places):
+        leaves = unit.ending is not None or unit.leave is not None
+        if answers[place] is AGAIN and leaves and before and before[0] == unit.incarnation:
+            return None  # it may have left before this answer, and may be purged by now
         if answers[place] is not DONE:
             continue
-        if unit.ending is not None or unit.leave is not None:
+        if leaves:
             return unit.incarnation, unit.epoch, None, None, None, None
         if unit.checkpoints:
             return mark_at(unit)

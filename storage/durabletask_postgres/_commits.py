@@ -82,6 +82,7 @@ class Commits:
     def forget(self, lease: Lease) -> None:
         """Forget what a host was told: its lease is over."""
         self._marks.pop(lease.host_id, None)
+        self.names.clear()
 
     # --- the usual: steps, and nothing in their way ----------------------------------------
 
@@ -142,6 +143,8 @@ class Commits:
         mark = mark_of(places, answers, self._marks.get(lease.host_id))
         if mark is not None:
             self._marks[lease.host_id] = mark
+        else:
+            self._marks.pop(lease.host_id, None)
 
     async def _call(self, lease: Lease, places: Places) -> dict[int, UnitOutcome]:
         """Commit one part, first as if nothing stood in its way."""

@@ -21,6 +21,9 @@ _log = logging.getLogger("durabletask")
 PAYLOAD_BYTES_MAX: Final = 7_999
 """The server's limit."""
 
+PAUSE_S: Final = 0.01
+"""After a message, so that a busy host does not make the others look a thousand times a second."""
+
 Fetch = Callable[..., Awaitable[object]]
 
 
@@ -51,16 +54,29 @@ def heard(message: str, instance: str) -> Heard:
 class Notifier:
     """Sends messages, one statement at a time; what gathers meanwhile becomes "anything"."""
 
-    __slots__ = ("_closed", "_fetch", "_instance", "_pending", "_schema", "_statement", "_task")
+    __slots__ = (
+        "_closed",
+        "_fetch",
+        "_instance",
+        "_pause_s",
+        "_pending",
+        "_schema",
+        "_statement",
+        "_task",
+    )
 
-    def __init__(self, fetch: Fetch, statements: Statements, instance: str) -> None:
+    def __init__(
+        self, fetch: Fetch, statements: Statements, instance: str, *, pause_s: float = PAUSE_S
+    ) -> None:
         """Send nothing yet.
 
         Args:
             fetch: `Connections.fetch`.
             statements: Where the statement `notify` is.
             instance: Of this storage, see `new_instance`.
+            pause_s: After each message.
         """
+        self._pause_s = pause_s
         self._fetch = fetch
         self._statement = statements["notify"]
         self._schema = statements.schema
@@ -98,5 +114,7 @@ class Notifier:
                     )
                 except StorageError as error:
                     _log.debug("other hosts were not told, and will see when they look: %s", error)
+                if not self._closed:
+                    await asyncio.sleep(self._pause_s)
         finally:
             self._task = None

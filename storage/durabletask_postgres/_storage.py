@@ -336,7 +336,7 @@ class PostgresStorage:
     async def _notify_in(self, connection: Any, process_id: str) -> None:
         if self._notify and not self._connections.pooled:
             await connection.execute(
-                self._statements["notify"], self._statements.schema, told("", process_id)
+                self._statements["notify_within"], self._statements.schema, told("", process_id)
             )
 
     # --- hints ---------------------------------------------------------------------------

@@ -135,7 +135,12 @@ from durabletask.record_within(
 -- name: reserve
 select r.* from durabletask.reserve($1, $2, $3, $4, $5) r;
 
+-- A transaction that notifies is written to the log like any other; nobody need wait for that.
 -- name: notify
+select set_config('synchronous_commit', 'off', true), pg_notify($1, $2);
+
+-- In a transaction of the user's, which must be as durable as the user has it.
+-- name: notify_within
 select pg_notify($1, $2);
 
 -- name: now

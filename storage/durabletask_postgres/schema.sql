@@ -641,9 +641,10 @@ begin
     returning f.host_no into v_host_no;
     if v_host_no is not null then
         v_now := durabletask.clock();
-        -- What cannot be locked now is let go by the next claim of anybody: the lease has ended.
+        -- What cannot be locked now is let go by the next claim of anybody: the lease has ended, and
+        -- "-infinity" says that nobody died.
         if not durabletask.let_go(v_host_no, false, v_now) then
-            update durabletask.lease l set expires_at = v_now where l.host_no = v_host_no;
+            update durabletask.lease l set expires_at = '-infinity' where l.host_no = v_host_no;
         end if;
     end if;
 end
@@ -668,7 +669,7 @@ begin
             );
     end if;
     for v_other in
-        select l.host_no
+        select l.host_no, l.expires_at > '-infinity' as died
         from durabletask.lease l
         where l.host_no <> me
             and (
@@ -691,7 +692,7 @@ begin
         exception when lock_not_available then
             continue;  -- a transaction of that host hangs; the next claim tries again
         end;
-        perform durabletask.let_go(v_other.host_no, found, durabletask.clock());
+        perform durabletask.let_go(v_other.host_no, v_other.died, durabletask.clock());
         v_any := true;
     end loop;
     return v_any;
@@ -1311,13 +1312,16 @@ declare
     v_epochs integer[];
     v_news bigint[];
     v_shares integer[];
+    v_repeated boolean := false;
+    v_fenced boolean;
+    v_moved boolean := false;
 begin
     perform durabletask.check_isolation();
     perform durabletask.be_durable();
     v_host_no := durabletask.hold_fence(host_id);
     -- One claim of a host at a time: a copy of one whose answer was lost may still be on its way.
     perform pg_advisory_xact_lock('durabletask.claim_mark'::regclass::oid::integer, v_host_no::integer);
-    perform durabletask.fence_the_dead(v_host_no, by_witness);
+    v_fenced := durabletask.fence_the_dead(v_host_no, by_witness);
     now_at := durabletask.clock();
 
     select m.* into v_mark from durabletask.claim_mark m
@@ -1326,8 +1330,10 @@ begin
         v_nos := v_mark.taken;
         v_epochs := v_mark.epochs;
         v_news := v_mark.news;
+        v_repeated := true;
     else
-        if exists (select from durabletask.letter) then
+        v_moved := exists (select from durabletask.letter);
+        if v_moved then
             perform durabletask.move_letters(array(
                 select p.process_no from durabletask.process p
                 where p.process_no in (select distinct l.process_no from durabletask.letter l)
@@ -1408,7 +1414,7 @@ begin
         end if;
     end if;
 
-    more := cardinality(v_nos) >= count_max and exists (
+    more := (v_repeated or cardinality(v_nos) >= count_max) and exists (
         select
         from unnest(names) as n (name)
         cross join lateral (
@@ -1430,6 +1436,10 @@ begin
     );
     return next;
 
+    if cardinality(v_nos) = 0 and not v_fenced and not v_moved then
+        -- News alone may be told twice, so nobody has to wait until it is on the disk that it was.
+        perform set_config('synchronous_commit', 'off', true);
+    end if;
     if cardinality(v_nos) + cardinality(v_news) = 0 then
         return;
     end if;

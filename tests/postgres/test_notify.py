@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from durabletask.errors import StorageUnavailableError
+from durabletask_postgres import _notify
 from durabletask_postgres._connections import Connections
 from durabletask_postgres._notify import (
     PAYLOAD_BYTES_MAX,
@@ -40,8 +41,9 @@ class Wire:
 
 
 @pytest.fixture
-def wire() -> Wire:
-    """Return a wire whose statements hang until its gate is opened."""
+def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
+    """Return a wire whose statements hang until its gate is opened, with no pause after them."""
+    monkeypatch.setattr(_notify, "PAUSE_S", 0.0)
     return Wire()
 
 
@@ -78,7 +80,7 @@ def test_instances_differ() -> None:
 
 async def test_one_statement_at_a_time(wire: Wire) -> None:
     """While a statement is on its way what gathers is one message, and "anything" if several."""
-    notifier = Notifier(wire.fetch, Statements(), "me")
+    notifier = Notifier(wire.fetch, Statements(), "me", pause_s=0)
     notifier.tell("a")
     await turn()
     for process_id in ("b", "c", "d"):
@@ -96,7 +98,7 @@ async def test_one_statement_at_a_time(wire: Wire) -> None:
 
 async def test_closing_sends_what_is_pending_and_then_nothing(wire: Wire) -> None:
     """close() waits for what was told before; what is told afterwards goes nowhere."""
-    notifier = Notifier(wire.fetch, Statements(), "me")
+    notifier = Notifier(wire.fetch, Statements(), "me", pause_s=0)
     notifier.tell(None)
     wire.gate.set()
     await notifier.close()
@@ -108,7 +110,7 @@ async def test_closing_sends_what_is_pending_and_then_nothing(wire: Wire) -> Non
 
 async def test_a_failure_is_nobodys_error(wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
     """F067: a message that cannot be sent is a line at debug level, and the next one is tried."""
-    notifier = Notifier(wire.fetch, Statements(), "me")
+    notifier = Notifier(wire.fetch, Statements(), "me", pause_s=0)
     wire.error = StorageUnavailableError("down")
     wire.gate.set()
     notifier.tell("a")

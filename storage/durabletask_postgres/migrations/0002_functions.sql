@@ -504,9 +504,10 @@ begin
     returning f.host_no into v_host_no;
     if v_host_no is not null then
         v_now := durabletask.clock();
-        -- What cannot be locked now is let go by the next claim of anybody: the lease has ended.
+        -- What cannot be locked now is let go by the next claim of anybody: the lease has ended, and
+        -- "-infinity" says that nobody died.
         if not durabletask.let_go(v_host_no, false, v_now) then
-            update durabletask.lease l set expires_at = v_now where l.host_no = v_host_no;
+            update durabletask.lease l set expires_at = '-infinity' where l.host_no = v_host_no;
         end if;
     end if;
 end
@@ -531,7 +532,7 @@ begin
             );
     end if;
     for v_other in
-        select l.host_no
+        select l.host_no, l.expires_at > '-infinity' as died
         from durabletask.lease l
         where l.host_no <> me
             and (
@@ -554,7 +555,7 @@ begin
         exception when lock_not_available then
             continue;  -- a transaction of that host hangs; the next claim tries again
         end;
-        perform durabletask.let_go(v_other.host_no, found, durabletask.clock());
+        perform durabletask.let_go(v_other.host_no, v_other.died, durabletask.clock());
         v_any := true;
     end loop;
     return v_any;

@@ -32,13 +32,16 @@ declare
     v_epochs integer[];
     v_news bigint[];
     v_shares integer[];
+    v_repeated boolean := false;
+    v_fenced boolean;
+    v_moved boolean := false;
 begin
     perform durabletask.check_isolation();
     perform durabletask.be_durable();
     v_host_no := durabletask.hold_fence(host_id);
     -- One claim of a host at a time: a copy of one whose answer was lost may still be on its way.
     perform pg_advisory_xact_lock('durabletask.claim_mark'::regclass::oid::integer, v_host_no::integer);
-    perform durabletask.fence_the_dead(v_host_no, by_witness);
+    v_fenced := durabletask.fence_the_dead(v_host_no, by_witness);
     now_at := durabletask.clock();
 
     select m.* into v_mark from durabletask.claim_mark m
@@ -47,8 +50,10 @@ begin
         v_nos := v_mark.taken;
         v_epochs := v_mark.epochs;
         v_news := v_mark.news;
+        v_repeated := true;
     else
-        if exists (select from durabletask.letter) then
+        v_moved := exists (select from durabletask.letter);
+        if v_moved then
             perform durabletask.move_letters(array(
                 select p.process_no from durabletask.process p
                 where p.process_no in (select distinct l.process_no from durabletask.letter l)
@@ -129,7 +134,7 @@ begin
         end if;
     end if;
 
-    more := cardinality(v_nos) >= count_max and exists (
+    more := (v_repeated or cardinality(v_nos) >= count_max) and exists (
         select
         from unnest(names) as n (name)
         cross join lateral (
@@ -151,6 +156,10 @@ begin
     );
     return next;
 
+    if cardinality(v_nos) = 0 and not v_fenced and not v_moved then
+        -- News alone may be told twice, so nobody has to wait until it is on the disk that it was.
+        perform set_config('synchronous_commit', 'off', true);
+    end if;
     if cardinality(v_nos) + cardinality(v_news) = 0 then
         return;
     end if;
