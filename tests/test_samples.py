@@ -1,10 +1,17 @@
 """The samples, each run as a user runs it: a program of its own with a folder of its own."""
 
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
+
+from durabletask_postgres.testing import ThrowAwayPostgres
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "samples"
@@ -152,6 +159,134 @@ def test_many_hosts(tmp_path: Path) -> None:
     refused = next(line for line in lines if line.startswith("B is refused"))
     assert "has lost its lease; nothing was written" in refused
     assert any(line.startswith("B goes on under a new identity") for line in lines)
+
+
+@contextmanager
+def approvals(*arguments: str, errors: int | None = None) -> Iterator[httpx.Client]:
+    """Run the web application and yield a browser at its page; control-C ends it in order.
+
+    Args:
+        arguments: Of its command line.
+        errors: Where its error output goes; by default here, and there is to be none.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", str(SAMPLES / "approvals_web.py"), "--port=0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if errors is None else errors,
+        text=True,
+    ) as program:
+        try:
+            assert program.stdout is not None
+            url = program.stdout.readline().split()[0]
+            with httpx.Client(base_url=url, headers={"origin": url}, timeout=30) as browser:
+                yield browser
+            program.send_signal(signal.SIGINT)
+            _, told = program.communicate(timeout=30)
+            assert not told, told
+            assert program.returncode == 0
+        finally:
+            program.kill()
+
+
+def order(browser: httpx.Client, item: str) -> int:
+    """Order something and return the number that the page shows for it."""
+    answer = browser.post("/orders", data={"item": item, "amount": "12.50"}, follow_redirects=True)
+    assert answer.status_code == 200, answer.text
+    return max(int(number) for number in re.findall(r'"/orders/(\d+)/approve"', answer.text))
+
+
+def shipped(browser: httpx.Client, number: int) -> bool:
+    """Return whether the page shows an order as shipped, looking until it does or for too long."""
+    return any(
+        re.search(rf"<tr><td>{number}<td .*<td>shipped$", browser.get("/").text, re.MULTILINE)
+        for _ in range(2_000)
+    )
+
+
+def test_approvals_web() -> None:
+    """S1.01 S1.16: an order waits on the page, a click approves it, and a host ships it."""
+    with approvals() as browser:
+        assert "Nothing waits." in browser.get("/").text
+        first = order(browser, "a lamp")
+        second = order(browser, "<script>alert('x')</script>")
+        page = browser.get("/").text
+        assert "<script>" not in page
+        assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in page
+
+        assert browser.post(f"/orders/{first}/approve").status_code == 303
+        assert shipped(browser, first)
+        assert browser.post(f"/orders/{first}/approve").status_code == 409
+        page = browser.get("/").text
+        assert f'"/orders/{first}/approve"' not in page
+        assert f'"/orders/{second}/approve"' in page
+
+        for wrong in ({"item": "x"}, {"item": "", "amount": "1"}, {"item": "x", "amount": "-1"}):
+            assert browser.post("/orders", data=wrong).status_code == 422
+        assert browser.post("/orders", content=b"\xff").status_code == 422
+        assert browser.post(f"/orders/{2**63}/approve").status_code == 422
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": ""},
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_approvals_web_answers_no_foreign_page(
+    foreign: httpx.Client, method: str, headers: dict[str, str]
+) -> None:
+    """F137: a foreign page cannot make a browser approve, nor reach the page by another name."""
+    answer = foreign.request(method, "/orders/1/approve", headers=headers)
+    assert answer.status_code in {403, 421}
+    assert '"/orders/1/approve"' in foreign.get("/").text, "it still waits"
+    if "host" in headers:
+        assert foreign.get("/", headers=headers).status_code == 421
+
+
+@pytest.fixture(scope="module")
+def foreign() -> Iterator[httpx.Client]:
+    """Return a browser at a page with one order that waits."""
+    with approvals() as browser:
+        assert order(browser, "a lamp") == 1
+        assert "frame-ancestors 'none'" in browser.get("/").headers["content-security-policy"]
+        yield browser
+
+
+FAIL_AT_COMMIT = """
+    create function refuse() returns trigger language plpgsql as
+        $$ begin raise exception 'not today'; end $$;
+    create constraint trigger refuse after insert on {table}
+        deferrable initially deferred for each row execute function refuse()
+"""
+
+
+def test_approvals_web_does_all_or_nothing() -> None:
+    """S1.16: an order without its process, or an event without its approval, cannot come to be."""
+    with (
+        ThrowAwayPostgres() as server,
+        approvals("--dsn", server.dsn, errors=subprocess.DEVNULL) as browser,
+    ):
+        number = order(browser, "a lamp")
+        server.sql(FAIL_AT_COMMIT.format(table="audit"))
+        assert browser.post(f"/orders/{number}/approve").status_code == 500
+        server.sql("drop function refuse() cascade")
+        assert server.sql("select state from orders") == "waiting"
+        assert server.sql("select count(*) from durabletask.event_view") == "0"
+        assert server.sql("select count(*) from durabletask.letter") == "0"
+
+        assert browser.post(f"/orders/{number}/approve").status_code == 303
+        assert shipped(browser, number)
+        assert server.sql("select order_number, said from audit") == f"{number}|approved"
+
+        server.sql(FAIL_AT_COMMIT.format(table="orders"))
+        answer = browser.post("/orders", data={"item": "a chair", "amount": "3"})
+        assert answer.status_code == 500
+        assert server.sql("select count(*) from orders") == "1"
+        assert server.sql("select count(*) from durabletask.process_view") == "1"
 
 
 @pytest.mark.parametrize("sample", ["user_registration.py", "money_transfer.py"])

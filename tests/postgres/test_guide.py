@@ -66,13 +66,26 @@ def test_its_commands_run(server: ThrowAwayPostgres, tmp_path: Path) -> None:
     assert run([sys.executable, "-W", "error", "-c", quick_start], app) == "carol has paid\n"
 
 
+HOST = """
+async def finish() -> None:
+    from durabletask import ProcessHost
+    storage = PostgresStorage(os.environ["DATABASE_URL"])
+    async with ProcessHost(storage, processes=[fulfil]) as host:
+        await host.get(fulfil, "order/7").result()
+
+asyncio.run(finish())
+"""
+
+
 def test_its_transactions_run(server: ThrowAwayPostgres) -> None:
-    """S1.16: the program with spawn and raise_event in the caller's transactions runs."""
+    """S1.16: spawn and raise_event in the caller's transactions, and a step's rows in one of ours."""
     _, transactions = blocks("python")
     run([sys.executable, "-W", "error", "-c", transactions], server.dsn)
     assert server.sql("select state from orders where number = 7") == "seen"
-    query = "select name, status from durabletask.process_view where process_id = 'order/7'"
-    assert server.sql(query) == "fulfil|running"
+
+    definitions = transactions.replace("asyncio.run(main())", "")
+    run([sys.executable, "-W", "error", "-c", definitions + HOST], server.dsn)
+    assert server.sql("select state from orders where number = 7") == "approved"
 
 
 def test_its_queries_run(server: ThrowAwayPostgres) -> None:
