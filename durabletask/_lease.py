@@ -7,7 +7,7 @@ that is cut off from starting steps that another host may be starting too.
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from durabletask._clock import Clock
 from durabletask._errors import (
@@ -22,6 +22,8 @@ from durabletask._storage import ProcessStorage
 _log = logging.getLogger("durabletask")
 
 RENEWALS_PER_TTL = 3
+SET_BACK = timedelta(seconds=60)
+"""No answer takes so long: the storage's clock was set back, and to stand still would hang."""
 TRUSTED_SHARE = 0.8
 """Of the time to live: the rest is for a step that is just starting, and for clock rates."""
 
@@ -29,11 +31,22 @@ TRUSTED_SHARE = 0.8
 class Trust:
     """How far a lease can be trusted, by the host's own monotonic clock."""
 
-    __slots__ = ("_clock", "_loop", "_now_at", "_read_s", "_timer", "_until_s", "_waiters", "holds")
+    __slots__ = (
+        "_clock",
+        "_latest",
+        "_loop",
+        "_now_at",
+        "_read_s",
+        "_timer",
+        "_until_s",
+        "_waiters",
+        "holds",
+    )
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
+        self._latest = datetime.min.replace(tzinfo=UTC)
         self._timer: asyncio.TimerHandle | None = None
         self._until_s: float | None = None
         self._waiters: list[asyncio.Future[None]] = []
@@ -57,6 +70,8 @@ class Trust:
     def observe(self, now_at: datetime) -> None:
         """Take in the storage's time from an answer; the host's monotonic clock may have slept."""
         self._now_at, self._read_s = now_at, self._clock.monotonic_s()
+        if self._latest - now_at > SET_BACK:
+            self._latest = now_at
 
     def regained(self) -> "asyncio.Future[None]":
         """Return a future that is set when the lease can be trusted again."""
@@ -94,7 +109,11 @@ class Trust:
         """
         passed_s = self._clock.monotonic_s() - self._read_s
         # Cut off and not rounded, or a delay could be over a microsecond early.
-        return self._now_at + timedelta(microseconds=int(passed_s * 1e6))
+        now = self._now_at + timedelta(microseconds=int(passed_s * 1e6))
+        # An answer that took long bounds less well than the one before it. That one is not
+        # counted on from: the host's clock may be the faster one, and the error would grow.
+        self._latest = max(self._latest, now)
+        return self._latest
 
 
 async def keep_renewed(

@@ -203,3 +203,20 @@ async def test_the_time_of_the_storage_is_never_overstated() -> None:
             clock.advance(random.random() / random.choice((1, 1e3, 1e6)))
             assert trust.now() <= clock.now()
             assert clock.now() - trust.now() < timedelta(microseconds=3)
+
+
+async def test_the_time_of_the_storage_does_not_go_back() -> None:
+    """G8: an answer that was long on its way bounds less well; what was due stays due."""
+    clock = VirtualClock()
+    trust = Trust(clock)
+    trust.observe(START)
+    clock.advance(10)
+    before = trust.now()
+    trust.observe(START + timedelta(seconds=8))  # answered two seconds ago
+    assert trust.now() == before
+    clock.advance(1.5)
+    assert trust.now() == before
+    clock.advance(1.5)
+    assert trust.now() == START + timedelta(seconds=11)
+    trust.observe(START - timedelta(days=1))  # set back by somebody
+    assert trust.now() == START - timedelta(days=1)
