@@ -33,6 +33,9 @@ unless its loop is blocked."""
 CONNECT_SHARE: Final = 1 / 3
 """Of a lease's life: how long a renewal waits for a connection."""
 
+CONNECT_MAX_S: Final = 5.0
+"""How long one attempt to connect may take, however long the lease lasts: the next one may do."""
+
 ANSWER_SHARE: Final = 1 / 5
 """Of a lease's life: how long it waits for an answer. A second question on a new connection still
 comes in time, while the host trusts its lease."""
@@ -159,7 +162,7 @@ class Pulse:
 
     async def _dialled(self) -> Line:
         try:
-            async with asyncio.timeout(self._ttl_s * CONNECT_SHARE):
+            async with asyncio.timeout(min(self._ttl_s * CONNECT_SHARE, CONNECT_MAX_S)):
                 return await self._connections.dial()
         except TimeoutError:
             raise StorageUnavailableError("Postgres does not answer") from None
