@@ -452,3 +452,50 @@ async def test_a_durable_call_inside_quarantines(world: World) -> None:
         await asyncio.sleep(1)
         assert (await handle.info()).status is Status.QUARANTINED
     assert database.table == {}
+
+
+@virtual
+async def test_a_storage_error_of_the_function_is_its_own(world: World) -> None:
+    """Rule 2: what the function met elsewhere is a failure to record, and no reason to repeat."""
+    database_of(world)
+    runs: list[int] = []
+
+    async def meets(connection: Connection) -> None:
+        runs.append(1)
+        raise StorageUnavailableError("some other storage")
+
+    async def process(proc: Process) -> str:
+        try:
+            await proc.transaction("t", meets)
+        except Exception as error:
+            return str(error)
+        return "?"
+
+    async with host_of(world, process) as host:
+        result = await (await host.spawn(process, "p")).result()
+    assert "some other storage" in result
+    assert runs == [1]
+
+
+@virtual
+async def test_who_swallows_its_interrupt_commits_nothing(world: World) -> None:
+    """F011: a drain that gave up waiting, and a function that goes on all the same."""
+    database = database_of(world)
+
+    async def stubborn(connection: Connection) -> str:
+        await connection.write("row", 1)
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            await nop()
+        return "committed"
+
+    async def process(proc: Process) -> str:
+        return await proc.transaction("t", stubborn)
+
+    host = host_of(world, process)
+    await host.start()
+    await host.spawn(process, "p")
+    await asyncio.sleep(1)
+    await host.stop(drain_s=5)
+    assert (database.table, world.keys("p")) == ({}, [])
