@@ -150,32 +150,31 @@ class Line:
         a standby, and so commit here what a failover then loses.
         """
         self._warned = False
+        connection = self.connection
+        # A timer and not `asyncio.timeout`, which costs as much as the rest of this function. What
+        # waits for the answer then meets the end of the connection: unknown.
+        timer = asyncio.get_running_loop().call_later(timeout_s, self.terminate)
         try:
-            async with asyncio.timeout(timeout_s):
-                rows = await self._transact(statement, args, explicit=explicit)
+            if explicit:
+                await connection.execute(_BEGIN)
+            rows = await connection.fetch(statement, *args)
+            if explicit:
+                await connection.execute(_COMMIT)
+        except asyncpg.PostgresError as error:
+            raise storage_error(error, sent=True) from error  # the server answered, or is gone
         except DRIVER_ERRORS as error:
-            raise storage_error(error, sent=True) from error
-        if self._warned:
             self.terminate()
-            raise StorageUnknownError("the commit was recorded here but reached no standby")
-        return rows
-
-    async def _transact(
-        self, statement: str, args: tuple[object, ...], *, explicit: bool
-    ) -> list[Record]:
-        try:
-            if not explicit:
-                return await self.connection.fetch(statement, *args)
-            await self.connection.execute(_BEGIN)
-            rows = await self.connection.fetch(statement, *args)
-            await self.connection.execute(_COMMIT)
-            return rows
-        except asyncpg.PostgresError:
-            raise  # the server answered, or is gone already
+            raise storage_error(error, sent=True) from error
         except BaseException:
             # Before asyncpg's own task to cancel the statement has taken its first step.
             self.terminate()
             raise
+        finally:
+            timer.cancel()
+        if self._warned:
+            self.terminate()
+            raise StorageUnknownError("the commit was recorded here but reached no standby")
+        return rows
 
     def _hear(self, connection: object, message: asyncpg.PostgresLogMessage) -> None:
         if message.server_source_function == _WAIT_FOR_STANDBY:
