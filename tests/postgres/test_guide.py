@@ -78,7 +78,7 @@ asyncio.run(finish())
 
 
 def test_its_transactions_run(server: ThrowAwayPostgres) -> None:
-    """S1.16: spawn and raise_event in the caller's transactions, and a step's rows in one of ours."""
+    """S1.16: spawn and raise_event in the caller's transactions, a step's rows in one of ours."""
     _, transactions = blocks("python")
     run([sys.executable, "-W", "error", "-c", transactions], server.dsn)
     assert server.sql("select state from orders where number = 7") == "seen"
