@@ -98,6 +98,11 @@ class Connections:
         return self._dialer is not None
 
     @property
+    def ready(self) -> bool:
+        """Whether what has to be done once, see `setup`, has been done."""
+        return self._ready
+
+    @property
     def pooled(self) -> bool:
         """Whether a pooler stands between us and the server, as far as is known."""
         return self.facts is not None and self.facts.pooled

@@ -354,7 +354,9 @@ async def test_a_setup_that_failed_is_tried_again(postgres: Postgres) -> None:
     async with connections_of(postgres.dsn, setup=set_up) as connections:
         with pytest.raises(UnexpectedError):
             await connections.fetch(PID)
+        assert not connections.ready
         assert await connections.fetch(PID)
+        assert connections.ready
 
 
 # --- a transaction of the caller's ---------------------------------------------------------
