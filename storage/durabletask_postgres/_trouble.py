@@ -8,6 +8,7 @@ who reads a log.
 Source: PostgreSQL documentation, appendix A, "PostgreSQL Error Codes".
 """
 
+import ssl
 from typing import Final
 
 import asyncpg
@@ -111,6 +112,11 @@ def storage_error(error: BaseException, *, sent: bool) -> StorageError:
         return StorageUnavailableError(f"the schema has changed: {text_of(error)}")
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate is not None:
         return _of_state(error.sqlstate, text_of(error), sent)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return StorageAccessError(
+            f"the certificate of the server is not trusted: {text_of(error)}",
+            hint="name the authority in the DSN, sslrootcert=FILE, and the host as it certifies it",
+        )
     if not sent:
         return StorageUnavailableError(f"Postgres cannot be reached: {text_of(error)}")
     return StorageUnknownError(f"the answer of Postgres was lost: {text_of(error)}")

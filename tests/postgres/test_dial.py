@@ -4,6 +4,7 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ from durabletask_postgres.testing import ThrowAwayPostgres
 from tests.postgres.pooler import Pooler
 from tests.postgres.proxy import Proxy
 from tests.postgres.server import Postgres
+from tests.postgres.tls import Certificates
 
 PID = "select pg_backend_pid() as pid"
 CANARY = "cana7ry"
@@ -156,6 +158,23 @@ async def test_a_proxy_is_no_pooler(postgres: Postgres) -> None:
         connections = Connections(proxy.dsn, Statements())
         await connections.fetch(PID)
         assert not connections.pooled
+        await connections.close()
+
+
+async def test_a_certificate_of_nobody_known_is_an_access_error(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """A server that cannot prove who it is is refused until somebody acts; ours is taken."""
+    ours, others = (tmp_path / name for name in ("ours", "others"))
+    for folder in (ours, others):
+        folder.mkdir()
+    certificates = Certificates(ours)
+    with Proxy(postgres.dsn, tls=certificates.server) as proxy:
+        error = await failure(Certificates(others).checked(proxy.dsn))
+        assert isinstance(error, StorageAccessError)
+        assert error.hint
+        connections = Connections(certificates.checked(proxy.dsn), Statements())
+        assert await connections.fetch(PID)
         await connections.close()
 
 
