@@ -18,6 +18,7 @@ from durabletask.errors import (
     StorageAccessError,
     StorageFailedError,
     StorageUnavailableError,
+    StorageUnknownError,
     WrongContextError,
 )
 from durabletask_postgres._dial import Dialer
@@ -30,8 +31,9 @@ _log = logging.getLogger("durabletask")
 
 CONNECTIONS_MAX = 4
 CONNECT_TIMEOUT_S = 10.0
-ANSWER_TIMEOUT_S = 15.0
-"""The life of a lease: who waits longer for an answer has lost it by then."""
+ANSWER_TIMEOUT_S = 10.0
+"""Two thirds of a lease: a connection that went dead without a word costs time, not the lease. A
+call that the server takes longer for is repeated, and then finds its own work done."""
 
 Setup = Callable[[Connection], Awaitable[object]]
 
@@ -127,6 +129,9 @@ class Connections:
                 explicit=self.explicit_isolation,
                 timeout_s=self._answer_timeout_s if timeout_s is None else timeout_s,
             )
+        except StorageUnknownError:
+            self._pool.distrust()
+            raise
         except StorageUnavailableError as error:
             if getattr(error.__cause__, "sqlstate", None) == NOT_READ_COMMITTED:
                 self.explicit_isolation = True

@@ -46,6 +46,10 @@ class Pool(Protocol):
         """Take a connection back; one that is broken or inside of a transaction is ended."""
         ...
 
+    def distrust(self) -> None:
+        """Take note that an answer was lost: what is idle may be as dead without knowing it."""
+        ...
+
     async def close(self) -> None:
         """Lend no more. Safe to repeat."""
         ...
@@ -88,6 +92,11 @@ class OwnPool:
             self._wake(None)
         elif not self._wake(line):
             self._idle.append(line)
+
+    def distrust(self) -> None:
+        """End what is idle; else each of them would cost a wait of its own, one after the other."""
+        while self._idle:
+            self._drop(self._idle.pop())
 
     async def close(self) -> None:
         """Close what is idle, and what is in use when it comes back."""
@@ -204,6 +213,9 @@ class GivenPool:
         except DRIVER_ERRORS as error:
             # What was asked has been answered; a pool that cannot clean up ends the session.
             _log.debug("a connection was not taken back by its pool: %s", error)
+
+    def distrust(self) -> None:
+        """Leave the pool as it is; others may be using it well."""
 
     async def close(self) -> None:
         """Leave the pool as it is."""

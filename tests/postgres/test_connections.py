@@ -239,6 +239,27 @@ async def test_no_answer_in_time_is_unknown(postgres: Postgres, control: Control
         await control.wait_gone(row["pid"])
 
 
+async def test_one_silent_connection_is_waited_for_and_not_all(
+    postgres: Postgres, control: Control
+) -> None:
+    """A network that swallows everything costs one wait: the other connections are made anew."""
+    with Proxy(postgres.dsn) as proxy:
+        async with connections_of(proxy.dsn) as connections:
+            calls = [connections.fetch(HOLD, 4718) for _ in range(4)]
+            await control.bar(4718)
+            waiting = asyncio.gather(*calls)
+            await control.wait_held(4718, 4)
+            await control.open(4718)
+            before = {row["pid"] for (row,) in await waiting}
+            assert len(before) == 4
+            proxy.hold()
+            with pytest.raises(StorageUnknownError):
+                await connections.fetch(PID, timeout_s=0.02)
+            proxy.release()
+            (row,) = await connections.fetch(PID)
+            assert row["pid"] not in before
+
+
 @pytest.mark.parametrize(("rule", "written"), [(cut_before, False), (lose_answer, True)])
 async def test_a_cut_connection_is_unknown_and_a_repeat_works(
     postgres: Postgres, schema: str, rule: Any, written: bool
