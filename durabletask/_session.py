@@ -201,7 +201,9 @@ class Session:
         await self._creations.close(error)
         await self._writer.close(error)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        if not self.broken.done():
+        if not (self.broken.done() and isinstance(self.broken.result(), StorageFailedError)):
+            # A lost one too: the storage has things of it to put away. And one that is not lost,
+            # of a storage gone back in time, would keep the processes from the next session.
             await self._close_lease()
 
     async def _close_lease(self) -> None:

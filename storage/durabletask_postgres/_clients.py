@@ -95,19 +95,21 @@ async def deliver(
     fetch: Fetch, statements: Statements, events: Sequence[NewEvent], mailbox_max: int
 ) -> list[Delivered]:
     """Put events into mailboxes, in the given order."""
-
-    async def attempt(part: Sequence[NewEvent]) -> list[Delivered]:
-        records = await fetch(
-            statements["deliver"],
-            [each.process_id for each in part],
-            [each.event_id for each in part],
-            [each.name for each in part],
-            [each.payload for each in part],
-            mailbox_max,
-        )
-        return [_delivered(new, each) for new, each in zip(part, records, strict=True)]
-
-    return await _isolating(attempt, events, Delivered(Refusal.BUSY))
+    if not events:
+        return []
+    columns = (
+        [each.process_id for each in events],
+        [each.event_id for each in events],
+        [each.name for each in events],
+        [each.payload for each in events],
+    )
+    try:
+        records = await fetch(statements["deliver"], *columns, mailbox_max, False)
+    except StorageUnavailableError as error:
+        if not is_locked(error):
+            raise
+        records = await fetch(statements["deliver"], *columns, mailbox_max, True)
+    return [_delivered(new, each) for new, each in zip(events, records, strict=True)]
 
 
 def _delivered(new: NewEvent, record: Record) -> Delivered:

@@ -280,8 +280,10 @@ class PostgresStorage:
 
     async def close_lease(self, lease: Lease) -> None:
         """End a lease; what it still holds is claimable at once, without a death."""
-        await self._fetch(self._statements["close_lease"], lease.host_id)
-        await self._forget(lease)
+        try:
+            await self._fetch(self._statements["close_lease"], lease.host_id)
+        finally:
+            await self._forget(lease)
         self._tell([None])
 
     async def _forget(self, lease: Lease) -> None:

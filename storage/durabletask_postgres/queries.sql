@@ -7,7 +7,7 @@ from durabletask.create_processes(
 
 -- name: deliver
 select d.place, d.refused, d.owner, d."position", d.name, d.payload, d.at, d.consumed
-from durabletask.deliver($1, $2, $3, $4, $5) d;
+from durabletask.deliver($1, $2, $3, $4, $5, $6) d;
 
 -- name: post_letter
 select durabletask.post_letter($1, $2, $3, $4, $5) as refused;

@@ -185,7 +185,7 @@ $$;
 create function durabletask.purge(ids text[])
 returns table (process_id text, refused text)
 language plpgsql volatile
-set lock_timeout = '1s'
+set lock_timeout = '100ms'
 set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 begin
@@ -281,31 +281,39 @@ begin
 end
 $$;
 
--- Deliver events in the given order.
+-- Deliver events in the given order. With `skip_busy`, those to processes that another transaction
+-- holds are answered "busy" at once; without, they are waited for until lock_timeout refuses all.
 create function durabletask.deliver(
-    ids text[], event_ids text[], names text[], payloads bytea[], mailbox_max integer
+    ids text[], event_ids text[], names text[], payloads bytea[], mailbox_max integer,
+    skip_busy boolean
 ) returns table (
     place integer, refused text, owner text, "position" integer, name text, payload bytea,
     at timestamptz, consumed boolean)
 language plpgsql volatile
-set lock_timeout = '1s'
+set lock_timeout = '100ms'
 set plan_cache_mode = 'force_generic_plan' as $$
 #variable_conflict use_column
 declare
     v_now timestamptz;
     v_new record;
+    v_locked bigint[];
     v_process record;
     v_event record;
 begin
     perform durabletask.check_isolation();
     perform durabletask.be_durable();
-    perform 1 from durabletask.process p
-    where p.process_id = any (ids) order by p.process_id for update;
+    if skip_busy then
+        v_locked := array(
+            select p.process_no from durabletask.process p
+            where p.process_id = any (ids) order by p.process_id for update skip locked);
+    else
+        v_locked := array(
+            select p.process_no from durabletask.process p
+            where p.process_id = any (ids) order by p.process_id for update);
+    end if;
     v_now := durabletask.clock();
     if exists (select from durabletask.letter) then
-        perform durabletask.move_letters(
-            array(select p.process_no from durabletask.process p where p.process_id = any (ids)),
-            v_now);
+        perform durabletask.move_letters(v_locked, v_now);
     end if;
     for v_new in
         select n.* from unnest(ids, event_ids, names, payloads) with ordinality
@@ -320,6 +328,11 @@ begin
         where p.process_id = v_new.id;
         if not found then
             refused := 'unknown process';
+            return next;
+            continue;
+        end if;
+        if not v_process.process_no = any (v_locked) then
+            refused := 'busy';
             return next;
             continue;
         end if;
