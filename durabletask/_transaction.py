@@ -50,6 +50,12 @@ def attempt(
             return payload
 
         place = Checkpoint(Kind.TRANSACTION, key, NO_INDEX, Form.VALUE, b"")
+
+        async def ready() -> None:
+            # After an outage too: what starts here must not start elsewhere as well.
+            if not run.services.trust.holds:
+                await run.hold(None, run.services.trust.regained())
+
         run.seq += 1
         unit = Unit(
             process_id=run.process_id,
@@ -58,7 +64,7 @@ def attempt(
             seq=run.seq,
             checkpoints=(place,),
         )
-        outcome = await run.services.writer.transact(unit, body)
+        outcome = await run.services.writer.transact(unit, body, ready)
         return Committed(value, None if outcome is DONE else run.held(outcome, place))
 
     return once

@@ -74,11 +74,21 @@ class Writer:
         self._restless.append(run)
         self._group.nudge()
 
-    async def transact(self, unit: Unit, body: Callable[[Any], Awaitable[bytes]]) -> UnitOutcome:
+    async def transact(
+        self,
+        unit: Unit,
+        body: Callable[[Any], Awaitable[bytes]],
+        ready: Callable[[], Awaitable[None]],
+    ) -> UnitOutcome:
         """Run a body in a transaction that records its result, until the outcome is known.
 
         Not in a batch: it takes as long as the body does. Where the storage has
         refused or the answer was lost, the body runs again.
+
+        Args:
+            unit: As `Transactions.transact` takes it.
+            body: The same.
+            ready: Awaited before each time that the body may run.
 
         Raises:
             Exception: What the body raised, or made the database raise in the
@@ -99,6 +109,7 @@ class Writer:
 
         wait_s = BACKOFF_MIN_S
         while True:
+            await ready()
             try:
                 outcome = await transactions.transact(self._lease, unit, watched)
                 if outcome.refused is not Refusal.BUSY:

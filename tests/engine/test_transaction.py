@@ -499,3 +499,32 @@ async def test_who_swallows_its_interrupt_commits_nothing(world: World) -> None:
     await asyncio.sleep(1)
     await host.stop(drain_s=5)
     assert (database.table, world.keys("p")) == ({}, [])
+
+
+@virtual
+async def test_it_does_not_begin_again_without_a_trusted_lease(world: World) -> None:
+    """F016: an outage in its midst, longer than the lease is trusted: another may run it now."""
+    world.storage = database = Database(world.clock, lease_ttl_s=15.0)
+    runs: list[float] = []
+
+    async def book(connection: Connection) -> None:
+        runs.append(world.clock.monotonic_s())
+        await connection.write("row", 1)
+
+    async def refuse(call: str) -> None:
+        raise StorageUnavailableError("down")
+
+    async def process(proc: Process) -> None:
+        await proc.transaction("t", book)
+
+    async with host_of(world, process) as host:
+        database.before_commit = refuse
+        world.wires[host].down("renew")
+        handle = await host.spawn(process, "p")
+        await asyncio.sleep(60)
+        assert len(runs) > 5
+        assert max(runs) < 13
+        database.before_commit = _nothing
+        world.wires[host].up()
+        await handle.result(timeout=10.0)
+    assert database.table == {"row": 1}
