@@ -20,6 +20,7 @@ from durabletask.testing._history_records import creation_digest, digest, ending
 from durabletask.testing.history import (
     AnyOperation,
     Claim,
+    CloseLease,
     Commit,
     Create,
     Deliver,
@@ -143,6 +144,10 @@ class Story:
     def renewed(self, host_id: str, answer: Phase | None = OK) -> "Story":
         """Prolong a lease."""
         return self.ask(Renew(phase=Phase.INVOKE, host_id=host_id), answer)
+
+    def closed(self, host_id: str) -> "Story":
+        """Give a lease back."""
+        return self.ask(CloseLease(phase=Phase.INVOKE, host_id=host_id))
 
     def wrote(
         self,

@@ -106,7 +106,7 @@ def kills(played: Round, count: int) -> None:
         host = played.chance.choice(played.hosts)
         if played.chance.random() < 0.9:
             host.wait_ready(1.0)
-        pause(played.chance.uniform(0, 0.12))
+        pause(played.chance.uniform(0, 0.15))
         host.send(signal.SIGKILL)
         host.wait_ended()
         played.hosts.remove(host)

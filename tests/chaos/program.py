@@ -32,7 +32,7 @@ T = TypeVar("T")
 READY = b"r"
 DRAIN_S = 30.0
 AGAIN_S = 0.05
-LANES = 16
+LANES = 32
 """Sagas that the client keeps going at once: more than two cores can do without a pause."""
 
 RACED = 1_000

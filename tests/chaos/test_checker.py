@@ -70,6 +70,7 @@ GOOD: dict[str, Story] = {
     .ran("b")
     .wrote(1, 2, held("b"), answer=FAIL, why="LeaseLostError", stored=False)
     .renewed("h1", FAIL)
+    .closed("h1")
     .ran("b", 2)
     .wrote(2, 1, held("b")),
     "a step runs again when its record did not come": begun().ran("a").taken(2).ran("a", 2),
