@@ -8,6 +8,7 @@ password: no message of ours repeats any part of one.
 import asyncio
 import os
 import re
+import ssl
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
@@ -83,6 +84,8 @@ class Dialer:
                 self._size = 0
                 line = await self._connect(0)
             return line
+        except ssl.SSLCertVerificationError as error:
+            raise storage_error(error, sent=False) from error  # a ValueError too, but not the DSN's
         except (asyncpg.ClientConfigurationError, ValueError) as error:
             raise self._unusable(error) from None
         except DRIVER_ERRORS as error:

@@ -172,6 +172,7 @@ async def test_a_certificate_of_nobody_known_is_an_access_error(
     with Proxy(postgres.dsn, tls=certificates.server) as proxy:
         error = await failure(Certificates(others).checked(proxy.dsn))
         assert isinstance(error, StorageAccessError)
+        assert "certificate" in str(error)
         assert error.hint
         connections = Connections(certificates.checked(proxy.dsn), Statements())
         assert await connections.fetch(PID)
