@@ -74,6 +74,7 @@ class Heart:
         self._main: asyncio.AbstractEventLoop
         self._ended: asyncio.Future[None]
         self._stop: asyncio.Event
+        self._thread: threading.Thread
 
     @property
     def witness(self) -> bool:
@@ -98,12 +99,13 @@ class Heart:
         )
         watchdog = Watchdog(self._main, self._ttl_s * LIMIT_SHARE, self._clock)
         # A daemon, so that a program ends that does so without closing the storage.
-        threading.Thread(
+        self._thread = threading.Thread(
             target=self._beat,
             args=(self._pulse, watchdog),
             name=f"durabletask heart {self._label}",
             daemon=True,
-        ).start()
+        )
+        self._thread.start()
 
     async def ready(self) -> None:
         """Wait until the connection stands, with its witness lock where it can have one.
@@ -140,6 +142,8 @@ class Heart:
         _, hanging = await asyncio.wait([self._ended], timeout=CLOSE_MAX_S)
         if hanging:
             _log.warning("the heart of host %s does not end", self._label)
+        else:
+            self._thread.join(CLOSE_MAX_S)  # its last statement was to say so
 
     async def _ask(self, what: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Have something done on the thread's loop. Cancelled, it goes on there unheard."""
