@@ -100,8 +100,10 @@ class Commits:
                 return False
             ((count,),) = await self._fetch(self._steps, lease.host_id, *mark, *arrays)
             return bool(count == len(units))
-        except (StorageUnavailableError, UnexpectedError) as error:
-            if is_locked(error) or is_taken(error):
+        except UnexpectedError:
+            return False  # a place that is taken, or something that one process may be the cause of
+        except StorageUnavailableError as error:
+            if is_locked(error):
                 return False
             raise
 

@@ -113,13 +113,14 @@ insert into durabletask.checkpoint
 select p.process_no, durabletask.clock(), p.epoch, $11, $14, 0, false, $12, $13, $15, $16
 from f
 join durabletask.process p
-    on p.process_no = $9 and p.process_id = $8 and p.epoch = $10 and p.owner_no = f.host_no
-    and p.seq < $11
+    on p.process_no = $9 and p.process_id is not distinct from $8 and p.epoch = $10
+    and p.owner_no is not distinct from f.host_no and p.seq < $11
 where case  -- as is_rewound, which a statement cannot take in
     when $2::bigint is null then true
     when $6::text is null then not exists (
         select from durabletask.process m
-        where m.process_no = $2 and m.epoch = $3::integer and m.owner_no = f.host_no)
+        where m.process_no = $2 and m.epoch = $3::integer
+            and m.owner_no is not distinct from f.host_no)
     else exists (
         select from durabletask.checkpoint m
         where m.process_no = $2 and m.key = $6 and m.index = $7::integer and m.kind = $5::text

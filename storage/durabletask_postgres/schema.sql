@@ -141,12 +141,15 @@ insert into durabletask.migration (version, name, applied_at) values (1, 'tables
 -- while it waited for them.
 --
 -- Plans are made once and for any number of rows: the few rows that the planner then expects of an
--- array lead it to the indexes, whatever a table's statistics say or do not say yet.
+-- array lead it to the indexes, whatever a table's statistics say or do not say yet. A small table
+-- is not scanned either: a damaged page must stop the processes on it and no others.
 --
 -- SQLSTATEs: DT001 the lease is lost; DT002 the database has lost what it acknowledged;
 -- DT003 the transaction is not READ COMMITTED.
 --
--- Lock order: process rows by id, then the fence. Nobody waits for a row while holding a fence.
+-- Lock order: process rows by number, then the fence. Nobody waits for a row while holding a fence.
+-- ("+ 0" sorts the few rows that were found, and keeps the planner from reading the whole table in
+-- the order of an index.)
 
 -- The only reader of the time. Tests put a clock of theirs in its place.
 create function durabletask.clock() returns timestamptz
@@ -260,7 +263,10 @@ create function durabletask.create_processes(
 ) returns table (process_id text, process_no bigint, created_at timestamptz)
 language plpgsql volatile
 set lock_timeout = '100ms'
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
@@ -281,7 +287,7 @@ begin
             -- A repeat after a lost answer must not replace its own creation.
             where n.replace and durabletask.is_finished(p.status)
                 and p.creation_id <> n.creation_id
-            order by p.process_id
+            order by p.process_no + 0
             for update of p
         );
         perform durabletask.remove(v_replaced);
@@ -323,12 +329,15 @@ create function durabletask.purge(ids text[])
 returns table (process_id text, refused text)
 language plpgsql volatile
 set lock_timeout = '100ms'
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 begin
     perform durabletask.be_durable();
     perform 1 from durabletask.process p
-    where p.process_id = any (ids) order by p.process_id for update;
+    where p.process_id = any (ids) order by p.process_no + 0 for update;
     return query
     select i.id,
         case
@@ -428,7 +437,10 @@ create function durabletask.deliver(
     at timestamptz, consumed boolean)
 language plpgsql volatile
 set lock_timeout = '100ms'
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz;
@@ -442,11 +454,11 @@ begin
     if skip_busy then
         v_locked := array(
             select p.process_no from durabletask.process p
-            where p.process_id = any (ids) order by p.process_id for update skip locked);
+            where p.process_id = any (ids) order by p.process_no + 0 for update skip locked);
     else
         v_locked := array(
             select p.process_no from durabletask.process p
-            where p.process_id = any (ids) order by p.process_id for update);
+            where p.process_id = any (ids) order by p.process_no + 0 for update);
     end if;
     v_now := durabletask.clock();
     if exists (select from durabletask.letter) then
@@ -599,7 +611,10 @@ $$;
 -- Take all processes from a fenced host that can be locked; return whether none is left.
 create function durabletask.let_go(host_no bigint, died boolean, now_at timestamptz) returns boolean
 language plpgsql volatile
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     v_nos bigint[];
@@ -607,7 +622,7 @@ begin
     v_nos := array(
         select p.process_no from durabletask.process p
         where p.owner_no = let_go.host_no
-        order by p.process_id
+        order by p.process_no + 0
         for update skip locked
     );
     update durabletask.process p
@@ -821,6 +836,9 @@ insert into durabletask.migration (version, name, applied_at) values (3, 'views'
 
 -- Group commit: what all processes of a host write at one moment, in one transaction.
 
+-- Where a process is looked up by its number, "is not distinct from" compares the rest: "=" might be
+-- taken for another way to find it, through all that a host holds.
+
 -- Whether the database lacks the last thing that the host was told of.
 create function durabletask.is_rewound(
     host_no bigint, mark_no bigint, mark_epoch integer, mark_seq integer, mark_kind text,
@@ -832,7 +850,7 @@ begin atomic
         when mark_no is null then false
         when mark_key is null then exists (
             select from durabletask.process p
-            where p.process_no = mark_no and p.epoch = mark_epoch and p.owner_no = host_no)
+            where p.process_no = mark_no and p.epoch = mark_epoch and p.owner_no is not distinct from host_no)
         else not exists (
             select from durabletask.checkpoint c
             where c.process_no = mark_no and c.key = mark_key and c.index = mark_index
@@ -855,7 +873,10 @@ create function durabletask.record_steps(
 ) returns integer
 language plpgsql volatile
 set lock_timeout = '100ms'
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
@@ -879,7 +900,7 @@ begin
     from unnest(nos, seqs, keys, payloads, epochs, indexes, kinds, forms)
         as s (process_no, seq, key, payload, epoch, index, kind, form)
     join durabletask.process p on p.process_no = s.process_no
-    where p.epoch = coalesce(s.epoch, 1) and p.owner_no = v_host_no and s.seq > p.seq;
+    where p.epoch = coalesce(s.epoch, 1) and p.owner_no is not distinct from v_host_no and s.seq > p.seq;
     get diagnostics v_count = row_count;
     return v_count;
 end
@@ -951,7 +972,10 @@ create function durabletask.commit_units(
     replaces boolean, epoch integer, seq integer, at timestamptz)
 language plpgsql volatile
 set lock_timeout = '100ms'
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
@@ -970,12 +994,12 @@ begin
             v_locked := array(
                 select p.process_no from durabletask.process p
                 where p.process_no = any (change_nos)
-                order by p.process_id for update skip locked);
+                order by p.process_no + 0 for update skip locked);
         else
             v_locked := array(
                 select p.process_no from durabletask.process p
                 where p.process_no = any (change_nos)
-                order by p.process_id for update);
+                order by p.process_no + 0 for update);
         end if;
     end if;
     v_host_no := durabletask.hold_fence(host_id);
@@ -999,7 +1023,7 @@ begin
                 step_forms, step_payloads
             ) as s (process_id, process_no, epoch, seq, kind, key, index, form, payload)
             join durabletask.process p on p.process_no = s.process_no
-            where p.process_id = s.process_id and p.epoch = s.epoch and p.owner_no = v_host_no
+            where p.process_id is not distinct from s.process_id and p.epoch = s.epoch and p.owner_no is not distinct from v_host_no
                 and s.seq > p.seq
             on conflict do nothing;
         else
@@ -1011,7 +1035,7 @@ begin
                 step_forms, step_payloads
             ) as s (process_id, process_no, epoch, seq, kind, key, index, form, payload)
             join durabletask.process p on p.process_no = s.process_no
-            where p.process_id = s.process_id and p.epoch = s.epoch and p.owner_no = v_host_no
+            where p.process_id is not distinct from s.process_id and p.epoch = s.epoch and p.owner_no is not distinct from v_host_no
                 and s.seq > p.seq;
         end if;
         get diagnostics v_count = row_count;
@@ -1037,7 +1061,8 @@ begin
                     step_ids, step_nos, step_epochs, step_seqs, step_kinds, step_keys, step_indexes
                 ) with ordinality as s (process_id, process_no, epoch, seq, kind, key, index, unit)
                 left join durabletask.process p
-                    on p.process_no = s.process_no and p.process_id = s.process_id
+                    on p.process_no = s.process_no
+                    and p.process_id is not distinct from s.process_id
                 left join durabletask.checkpoint c
                     on c.process_no = p.process_no and c.key = s.key and c.index = s.index
                     and c.kind = s.kind
@@ -1095,7 +1120,7 @@ begin
             change_ids, change_nos, change_epochs, change_seqs, change_statuses, change_endings
         ) with ordinality as a (process_id, process_no, epoch, seq, status, ending, place)
         left join durabletask.process p
-            on p.process_no = a.process_no and p.process_id = a.process_id
+            on p.process_no = a.process_no and p.process_id is not distinct from a.process_id
         order by a.place
     );
 
@@ -1316,7 +1341,10 @@ create function durabletask.claim(
     event_ats timestamptz[], event_consumed boolean[])
 language plpgsql volatile
 set lock_timeout = '1s'
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
@@ -1347,10 +1375,14 @@ begin
     else
         v_moved := exists (select from durabletask.letter);
         if v_moved then
+            -- Raised for a process that was purged before the transaction was committed.
+            delete from durabletask.letter l
+            where not exists (
+                select from durabletask.process p where p.process_no = l.process_no);
             perform durabletask.move_letters(array(
                 select p.process_no from durabletask.process p
                 where p.process_no in (select distinct l.process_no from durabletask.letter l)
-                order by p.process_id
+                order by p.process_no + 0
                 for update skip locked
             ), now_at);
         end if;

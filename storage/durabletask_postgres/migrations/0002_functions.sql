@@ -4,12 +4,15 @@
 -- while it waited for them.
 --
 -- Plans are made once and for any number of rows: the few rows that the planner then expects of an
--- array lead it to the indexes, whatever a table's statistics say or do not say yet.
+-- array lead it to the indexes, whatever a table's statistics say or do not say yet. A small table
+-- is not scanned either: a damaged page must stop the processes on it and no others.
 --
 -- SQLSTATEs: DT001 the lease is lost; DT002 the database has lost what it acknowledged;
 -- DT003 the transaction is not READ COMMITTED.
 --
--- Lock order: process rows by id, then the fence. Nobody waits for a row while holding a fence.
+-- Lock order: process rows by number, then the fence. Nobody waits for a row while holding a fence.
+-- ("+ 0" sorts the few rows that were found, and keeps the planner from reading the whole table in
+-- the order of an index.)
 
 -- The only reader of the time. Tests put a clock of theirs in its place.
 create function durabletask.clock() returns timestamptz
@@ -123,7 +126,10 @@ create function durabletask.create_processes(
 ) returns table (process_id text, process_no bigint, created_at timestamptz)
 language plpgsql volatile
 set lock_timeout = '100ms'
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
@@ -144,7 +150,7 @@ begin
             -- A repeat after a lost answer must not replace its own creation.
             where n.replace and durabletask.is_finished(p.status)
                 and p.creation_id <> n.creation_id
-            order by p.process_id
+            order by p.process_no + 0
             for update of p
         );
         perform durabletask.remove(v_replaced);
@@ -186,12 +192,15 @@ create function durabletask.purge(ids text[])
 returns table (process_id text, refused text)
 language plpgsql volatile
 set lock_timeout = '100ms'
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 begin
     perform durabletask.be_durable();
     perform 1 from durabletask.process p
-    where p.process_id = any (ids) order by p.process_id for update;
+    where p.process_id = any (ids) order by p.process_no + 0 for update;
     return query
     select i.id,
         case
@@ -291,7 +300,10 @@ create function durabletask.deliver(
     at timestamptz, consumed boolean)
 language plpgsql volatile
 set lock_timeout = '100ms'
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz;
@@ -305,11 +317,11 @@ begin
     if skip_busy then
         v_locked := array(
             select p.process_no from durabletask.process p
-            where p.process_id = any (ids) order by p.process_id for update skip locked);
+            where p.process_id = any (ids) order by p.process_no + 0 for update skip locked);
     else
         v_locked := array(
             select p.process_no from durabletask.process p
-            where p.process_id = any (ids) order by p.process_id for update);
+            where p.process_id = any (ids) order by p.process_no + 0 for update);
     end if;
     v_now := durabletask.clock();
     if exists (select from durabletask.letter) then
@@ -462,7 +474,10 @@ $$;
 -- Take all processes from a fenced host that can be locked; return whether none is left.
 create function durabletask.let_go(host_no bigint, died boolean, now_at timestamptz) returns boolean
 language plpgsql volatile
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     v_nos bigint[];
@@ -470,7 +485,7 @@ begin
     v_nos := array(
         select p.process_no from durabletask.process p
         where p.owner_no = let_go.host_no
-        order by p.process_id
+        order by p.process_no + 0
         for update skip locked
     );
     update durabletask.process p

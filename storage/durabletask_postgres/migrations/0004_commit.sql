@@ -1,5 +1,8 @@
 -- Group commit: what all processes of a host write at one moment, in one transaction.
 
+-- Where a process is looked up by its number, "is not distinct from" compares the rest: "=" might be
+-- taken for another way to find it, through all that a host holds.
+
 -- Whether the database lacks the last thing that the host was told of.
 create function durabletask.is_rewound(
     host_no bigint, mark_no bigint, mark_epoch integer, mark_seq integer, mark_kind text,
@@ -11,7 +14,7 @@ begin atomic
         when mark_no is null then false
         when mark_key is null then exists (
             select from durabletask.process p
-            where p.process_no = mark_no and p.epoch = mark_epoch and p.owner_no = host_no)
+            where p.process_no = mark_no and p.epoch = mark_epoch and p.owner_no is not distinct from host_no)
         else not exists (
             select from durabletask.checkpoint c
             where c.process_no = mark_no and c.key = mark_key and c.index = mark_index
@@ -34,7 +37,10 @@ create function durabletask.record_steps(
 ) returns integer
 language plpgsql volatile
 set lock_timeout = '100ms'
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
@@ -58,7 +64,7 @@ begin
     from unnest(nos, seqs, keys, payloads, epochs, indexes, kinds, forms)
         as s (process_no, seq, key, payload, epoch, index, kind, form)
     join durabletask.process p on p.process_no = s.process_no
-    where p.epoch = coalesce(s.epoch, 1) and p.owner_no = v_host_no and s.seq > p.seq;
+    where p.epoch = coalesce(s.epoch, 1) and p.owner_no is not distinct from v_host_no and s.seq > p.seq;
     get diagnostics v_count = row_count;
     return v_count;
 end
@@ -130,7 +136,10 @@ create function durabletask.commit_units(
     replaces boolean, epoch integer, seq integer, at timestamptz)
 language plpgsql volatile
 set lock_timeout = '100ms'
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
@@ -149,12 +158,12 @@ begin
             v_locked := array(
                 select p.process_no from durabletask.process p
                 where p.process_no = any (change_nos)
-                order by p.process_id for update skip locked);
+                order by p.process_no + 0 for update skip locked);
         else
             v_locked := array(
                 select p.process_no from durabletask.process p
                 where p.process_no = any (change_nos)
-                order by p.process_id for update);
+                order by p.process_no + 0 for update);
         end if;
     end if;
     v_host_no := durabletask.hold_fence(host_id);
@@ -178,7 +187,7 @@ begin
                 step_forms, step_payloads
             ) as s (process_id, process_no, epoch, seq, kind, key, index, form, payload)
             join durabletask.process p on p.process_no = s.process_no
-            where p.process_id = s.process_id and p.epoch = s.epoch and p.owner_no = v_host_no
+            where p.process_id is not distinct from s.process_id and p.epoch = s.epoch and p.owner_no is not distinct from v_host_no
                 and s.seq > p.seq
             on conflict do nothing;
         else
@@ -190,7 +199,7 @@ begin
                 step_forms, step_payloads
             ) as s (process_id, process_no, epoch, seq, kind, key, index, form, payload)
             join durabletask.process p on p.process_no = s.process_no
-            where p.process_id = s.process_id and p.epoch = s.epoch and p.owner_no = v_host_no
+            where p.process_id is not distinct from s.process_id and p.epoch = s.epoch and p.owner_no is not distinct from v_host_no
                 and s.seq > p.seq;
         end if;
         get diagnostics v_count = row_count;
@@ -216,7 +225,8 @@ begin
                     step_ids, step_nos, step_epochs, step_seqs, step_kinds, step_keys, step_indexes
                 ) with ordinality as s (process_id, process_no, epoch, seq, kind, key, index, unit)
                 left join durabletask.process p
-                    on p.process_no = s.process_no and p.process_id = s.process_id
+                    on p.process_no = s.process_no
+                    and p.process_id is not distinct from s.process_id
                 left join durabletask.checkpoint c
                     on c.process_no = p.process_no and c.key = s.key and c.index = s.index
                     and c.kind = s.kind
@@ -274,7 +284,7 @@ begin
             change_ids, change_nos, change_epochs, change_seqs, change_statuses, change_endings
         ) with ordinality as a (process_id, process_no, epoch, seq, status, ending, place)
         left join durabletask.process p
-            on p.process_no = a.process_no and p.process_id = a.process_id
+            on p.process_no = a.process_no and p.process_id is not distinct from a.process_id
         order by a.place
     );
 

@@ -23,7 +23,10 @@ create function durabletask.claim(
     event_ats timestamptz[], event_consumed boolean[])
 language plpgsql volatile
 set lock_timeout = '1s'
-set plan_cache_mode = 'force_generic_plan' as $$
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
 #variable_conflict use_column
 declare
     v_host_no bigint;
@@ -54,10 +57,14 @@ begin
     else
         v_moved := exists (select from durabletask.letter);
         if v_moved then
+            -- Raised for a process that was purged before the transaction was committed.
+            delete from durabletask.letter l
+            where not exists (
+                select from durabletask.process p where p.process_no = l.process_no);
             perform durabletask.move_letters(array(
                 select p.process_no from durabletask.process p
                 where p.process_no in (select distinct l.process_no from durabletask.letter l)
-                order by p.process_id
+                order by p.process_no + 0
                 for update skip locked
             ), now_at);
         end if;
