@@ -185,9 +185,19 @@ class StorageMachine(RuleBasedStateMachine):
         """Deliver events, new ones and known ones."""
         self.both(lambda storage: storage.deliver(events, mailbox_max=MAILBOX_MAX))
 
-    @rule(query=_queries, process_ids=st.lists(st.sampled_from(IDS), max_size=2))
-    def list_and_purge(self, query: Query, process_ids: list[str]) -> None:
-        """List page by page, each storage by its own cursors; purge what has finished of these."""
+    @rule(
+        query=_queries,
+        process_ids=st.lists(st.sampled_from(IDS), max_size=3),
+        again=st.booleans(),
+    )
+    def list_and_purge(self, query: Query, process_ids: list[str], again: bool) -> None:
+        """List page by page, each storage by its own cursors; purge what has finished of these.
+
+        Args:
+            query: What to list.
+            process_ids: What to purge.
+            again: What was purged is created anew, with no past and a higher number.
+        """
 
         async def pages(storage: ProcessStorage) -> tuple[ProcessRow, ...]:
             rows: tuple[ProcessRow, ...] = ()
@@ -199,7 +209,10 @@ class StorageMachine(RuleBasedStateMachine):
                     return rows
 
         self.both(pages)
-        self.both(lambda storage: storage.purge(process_ids))
+        answers = self.both(lambda storage: storage.purge(process_ids))
+        gone = [each for each, refused in zip(process_ids, answers, strict=True) if not refused]
+        if again and gone:
+            self.create([CreatePlan(each, NAMES[0], 1, False, None, False) for each in gone], False)
 
     # --- hosts ---------------------------------------------------------------------------
 
