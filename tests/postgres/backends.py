@@ -1,18 +1,27 @@
-"""What the server's list of sessions says, and locks to hold calls up with.
+"""Connections under test, the server's list of sessions, and locks to hold calls up with.
 
 For tests that need a call to hang until they say so, without sleeping.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
+
+from durabletask_postgres._connections import Connections
+from durabletask_postgres._sql import Statements
+from tests.postgres.server import Postgres, moved
 
 LOOKS_MAX = 20_000
 """Looks at the server, before something counts as hung; each takes some tenths of a ms."""
 
 HOLD = "select pg_advisory_xact_lock_shared($1), pg_backend_pid() as pid"
 """A call that hangs for as long as the number is barred; returns the session it ran in."""
+
+PID = "select pg_backend_pid() as pid"
+ISOLATION = "select current_setting('transaction_isolation') as level, 1 / $1::int as one"
+STATEMENTS = Statements()
 
 
 class Control:
@@ -71,3 +80,34 @@ async def control_of(dsn: str) -> AsyncIterator[Control]:
         yield Control(connection)
     finally:
         await connection.close()
+
+
+@asynccontextmanager
+async def connections_of(source: Any, **options: Any) -> AsyncIterator[Connections]:
+    """Yield connections, closed afterwards."""
+    connections = Connections(source, STATEMENTS, **options)
+    try:
+        yield connections
+    finally:
+        await connections.close()
+
+
+@asynccontextmanager
+async def pool_of(dsn: str, **options: Any) -> AsyncIterator["asyncpg.Pool[asyncpg.Record]"]:
+    """Yield a pool of the user's."""
+    pool: Any = asyncpg.create_pool(dsn, min_size=1, max_size=2, **options)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+def named(dsn: str, name: str) -> str:
+    """Return a DSN whose sessions have a name of their own."""
+    return f"{dsn}&application_name={name}"
+
+
+def dsn_as(postgres: Postgres, role: str) -> str:
+    """Return the DSN of the common database for another role."""
+    _, _, rest = moved(postgres.dsn, postgres.host, postgres.port).partition("@")
+    return f"postgresql://{role}@{rest}"
