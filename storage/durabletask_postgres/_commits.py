@@ -128,7 +128,7 @@ class Commits:
             return
         try:
             found = await self._call(lease, places)
-        except (StorageUnavailableError, UnexpectedError) as error:
+        except StorageUnavailableError as error:
             if not isinstance(error, UnexpectedError) and not is_locked(error):
                 raise
             if len(places) > 1:
@@ -160,7 +160,7 @@ class Commits:
                 records = await self._fetch(
                     self._units, lease.host_id, skip_busy, careful, *arguments
                 )
-            except (StorageUnavailableError, UnexpectedError) as error:
+            except StorageUnavailableError as error:
                 if is_locked(error) and not skip_busy:
                     self._wary_until_s = self._clock.monotonic_s() + WARY_S
                 elif is_taken(error) and not careful:

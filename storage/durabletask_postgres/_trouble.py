@@ -83,11 +83,12 @@ _HINTS: Final = {
 _MIGRATE = "run `python -m durabletask_postgres migrate DSN` as the owner of the schema"
 
 
-class UnexpectedError(StorageError):
+class UnexpectedError(StorageUnavailableError):
     """The server refused a call for a reason that no rule covers; nothing of it was written.
 
     One damaged or odd process must not hold up the others: whoever sent a
-    batch splits it until the culprit stands alone.
+    batch splits it until the culprit stands alone. Whoever did not, asks again,
+    loudly: what stands in the way may go, and no database error ends a host.
 
     Attributes:
         sqlstate: What the server called it.
