@@ -24,6 +24,7 @@ _log = logging.getLogger("durabletask")
 RENEWALS_PER_TTL = 3
 SET_BACK = timedelta(seconds=60)
 """No answer takes so long: the storage's clock was set back, and to stand still would hang."""
+RENEW_AGAIN_S = 0.5
 TRUSTED_SHARE = 0.8
 """Of the time to live: the rest is for a step that is just starting, and for clock rates."""
 
@@ -126,13 +127,18 @@ async def keep_renewed(
     """Renew a lease every third of its time, until it is lost or this is cancelled."""
     if lease.ttl_s is None:
         return
-    pause_s = lease.ttl_s / RENEWALS_PER_TTL
+    regular_s = pause_s = lease.ttl_s / RENEWALS_PER_TTL
+    again_s = RENEW_AGAIN_S
     while True:
         await asyncio.sleep(pause_s)
         asked_s = clock.monotonic_s()
         try:
             trust.take(await storage.renew(lease), asked_s)
+            pause_s, again_s = regular_s, RENEW_AGAIN_S
         except MAY_PASS as error:
+            # Sooner again, since trust ends before the second next regular renewal.
+            pause_s = min(again_s, regular_s)
+            again_s = pause_s * 2
             _log.log(loudness(error), "lease of host %s was not renewed: %s", lease.host_id, error)
         except (LeaseLostError, StorageRewoundError, StorageFailedError) as error:
             on_broken(error)

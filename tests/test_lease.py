@@ -220,3 +220,27 @@ async def test_the_time_of_the_storage_does_not_go_back() -> None:
     assert trust.now() == START + timedelta(seconds=11)
     trust.observe(START - timedelta(days=1))  # set back by somebody
     assert trust.now() == START - timedelta(days=1)
+
+
+def test_a_renewal_that_failed_is_asked_for_again_soon() -> None:
+    """F009: one failure costs no trust; a long outage is asked about ever more rarely."""
+
+    async def main(clock: VirtualClock) -> None:
+        storage, trust, broken, task = await begun(clock)
+        await asyncio.sleep(TTL_S / 3 + 0.1)
+        storage.error = StorageUnavailableError("down")
+        await asyncio.sleep(TTL_S / 3)
+        storage.error = None
+        await asyncio.sleep(TTL_S / 6)
+        assert storage.at == [TTL_S / 3, TTL_S * 2 / 3, TTL_S * 2 / 3 + 0.5]
+        assert trust.holds
+        storage.error = StorageUnavailableError("down")
+        asked = len(storage.at)
+        await asyncio.sleep(TTL_S * 10)
+        assert 25 <= len(storage.at) - asked <= 40
+        assert not trust.holds
+        assert broken == []
+        task.cancel()
+        trust.close()
+
+    run_virtual(main)
