@@ -137,13 +137,14 @@ class Heart:
         Returns after two seconds at the latest; what hangs then ends with the program.
         """
         self._closing = True
-        if self._pulse is None or os.getpid() != self._pid or not post(self._loop, self._stop.set):
+        if self._pulse is None or os.getpid() != self._pid:
             return
-        _, hanging = await asyncio.wait([self._ended], timeout=CLOSE_MAX_S)
-        if hanging:
-            _log.warning("the heart of host %s does not end", self._label)
-        else:
-            self._thread.join(CLOSE_MAX_S)  # its last statement was to say so
+        if post(self._loop, self._stop.set):
+            _, hanging = await asyncio.wait([self._ended], timeout=CLOSE_MAX_S)
+            if hanging:
+                _log.warning("the heart of host %s does not end", self._label)
+                return
+        self._thread.join(CLOSE_MAX_S)  # its last statement was to say so
 
     async def _ask(self, what: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Have something done on the thread's loop. Cancelled, it goes on there unheard."""
