@@ -175,13 +175,13 @@ async def run_client(setting: Setting, ready: int) -> None:
             while not enough.exists():
                 process_id = f"saga/{next(numbers)}"
                 begun.append(process_id)
-                await _lead(client, sagas, process_id, chance)
+                await lead(client, sagas, process_id, chance)
 
         await asyncio.gather(*(lane() for _ in range(LANES)))
     (setting.folder / "expected.json").write_text(json.dumps(begun))
 
 
-async def _lead(client: ProcessClient, sagas: Sagas, process_id: str, chance: Random) -> None:
+async def lead(client: ProcessClient, sagas: Sagas, process_id: str, chance: Random) -> None:
     """Spawn one saga, raise its two events in order, and wait for its result."""
     steps, delay_s = chance.randint(1, 20), chance.uniform(0, 2) ** 4 / 8
     handle = await steady(lambda: client.spawn(sagas.saga, process_id, steps, delay_s))
