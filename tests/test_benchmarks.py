@@ -29,7 +29,7 @@ from benchmarks import (
     takeover_postgres,
 )
 from benchmarks._bare import run_bare
-from benchmarks._bare_postgres import run_bare_postgres
+from benchmarks._bare_postgres import TABLES, run_bare_postgres
 from benchmarks._frame import BareFile, conclude, filesystem_of, options
 from benchmarks._postgres import VARIABLE, Server
 from benchmarks.dbos import __main__ as peers
@@ -57,6 +57,16 @@ ON_POSTGRES = (
     steps_postgres,
     takeover_postgres,
 )
+
+SHAPE = """
+    select t.relname, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+        array_position(i.indkey::smallint[], a.attnum) as place_in_key
+    from pg_class t
+    join pg_attribute a on a.attrelid = t.oid and a.attnum > 0
+    join pg_index i on i.indrelid = t.oid and i.indisprimary
+    where t.relnamespace = '%s'::regnamespace and t.relname in ('process', 'checkpoint')
+    order by t.relname, a.attnum
+"""
 
 STEPS_WRITTEN = """
     select p.process_id, p.status, array_agg(c.key order by c.seq) as keys
@@ -154,6 +164,17 @@ def test_bare_program_on_postgres_writes_what_it_is_compared_for(one_server: str
     assert timing.steps == 12
     keys = [f"step {number}" for number in range(4)]
     assert rows == [(f"process/{number}", "completed", keys) for number in range(3)]
+
+
+def test_bare_program_on_postgres_keeps_the_same_tables(one_server: str) -> None:
+    """Both sides of a ratio write the same columns under the same primary keys."""
+    server = Server(one_server)
+    with server.database() as dsn:
+        server.sql(TABLES, dsn=dsn)
+        ours, bare = (asyncio.run(fetch(dsn, SHAPE % name)) for name in ("durabletask", "bare"))
+    server.close()
+    assert {table for table, *_ in ours} == {"process", "checkpoint"}
+    assert bare == ours
 
 
 async def fetch(dsn: str, statement: str) -> list[tuple[object, ...]]:
