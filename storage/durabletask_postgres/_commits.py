@@ -6,7 +6,7 @@ may do is for the database's functions to judge.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from asyncpg import Record
@@ -29,13 +29,12 @@ from durabletask_postgres._batch import (
     step_values,
     steps_first,
 )
+from durabletask_postgres._connections import Connections
 from durabletask_postgres._refusals import is_locked, is_taken
 from durabletask_postgres._sql import Statements
 from durabletask_postgres._trouble import UnexpectedError
 
 _log = logging.getLogger("durabletask")
-
-Fetch = Callable[..., Awaitable[Sequence[Record]]]
 
 WARY_S = 1.0
 """For how long after a row was found locked no commit waits for rows: its owner sits on it."""
@@ -49,13 +48,15 @@ class Commits:
             as the database has told them. Lacking one costs time and nothing else.
     """
 
-    def __init__(self, fetch: Fetch, statements: Statements, clock: Clock) -> None:
-        self._fetch = fetch
+    def __init__(self, connections: Connections, statements: Statements, clock: Clock) -> None:
+        self._connections = connections
         self._step = statements["step"]
         self._steps = statements["steps"]
         self._units = statements["commit"]
         self._clock = clock
         self._marks: dict[str, Mark] = {}
+        # By host, the session that gave the last answer: it knows of what it has told.
+        self._told_in: dict[str, object] = {}
         self._wary_until_s = 0.0
         self.names: dict[int, str] = {}
 
@@ -82,23 +83,28 @@ class Commits:
     def forget(self, lease: Lease) -> None:
         """Forget what a host was told: its lease is over."""
         self._marks.pop(lease.host_id, None)
+        self._told_in.pop(lease.host_id, None)
         self.names.clear()
+
+    async def _ask(self, lease: Lease, statement: str, *args: Any) -> list[Record]:
+        session = self._connections.session
+        records = await self._connections.fetch(statement, lease.host_id, *args)
+        self._told_in[lease.host_id] = session
+        return records
 
     # --- the usual: steps, and nothing in their way ----------------------------------------
 
     async def _record_steps(self, lease: Lease, units: Sequence[Unit]) -> bool:
         """Record units if all are steps; return whether every one of them is recorded now."""
-        mark = self.mark(lease)
         try:
-            if len(units) == 1:
-                if not is_step(units[0]):
-                    return False
-                values = step_values(units[0])
-                return bool(await self._fetch(self._step, lease.host_id, *mark, *values))
+            if len(units) == 1 and is_step(units[0]):
+                session = self._connections.session
+                if session is not None and session is self._told_in.get(lease.host_id):
+                    return bool(await self._ask(lease, self._step, *step_values(units[0])))
             arrays = step_columns(units, self.names)
             if arrays is None:
                 return False
-            ((count,),) = await self._fetch(self._steps, lease.host_id, *mark, *arrays)
+            ((count,),) = await self._ask(lease, self._steps, *self.mark(lease), *arrays)
             return bool(count == len(units))
         except UnexpectedError:
             return False  # a place that is taken, or something that one process may be the cause of
@@ -157,9 +163,7 @@ class Commits:
         while True:
             skip_busy = self._clock.monotonic_s() < self._wary_until_s
             try:
-                records = await self._fetch(
-                    self._units, lease.host_id, skip_busy, careful, *arguments
-                )
+                records = await self._ask(lease, self._units, skip_busy, careful, *arguments)
             except StorageUnavailableError as error:
                 if is_locked(error) and not skip_busy:
                     self._wary_until_s = self._clock.monotonic_s() + WARY_S

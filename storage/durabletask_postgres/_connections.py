@@ -109,6 +109,14 @@ class Connections:
         """Whether a pooler stands between us and the server, as far as is known."""
         return self.facts is not None and self.facts.pooled
 
+    @property
+    def session(self) -> Line | None:
+        """What stands for the server's session that a call made now would run in.
+
+        None if that cannot be said: a new one, a pool's choice, a pooler's.
+        """
+        return self._pool.next() if self._ready and not self.pooled else None
+
     async def fetch(
         self, statement: str, *args: object, timeout_s: float | None = None
     ) -> list[Record]:

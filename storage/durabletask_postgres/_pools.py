@@ -42,6 +42,10 @@ class Pool(Protocol):
         """
         ...
 
+    def next(self) -> Line | None:
+        """Return what `take` would return at once, or None if that cannot be said."""
+        ...
+
     async def give_back(self, line: Line) -> None:
         """Take a connection back; one that is broken or inside of a transaction is ended."""
         ...
@@ -81,6 +85,11 @@ class OwnPool:
             if given is not None:
                 return given
         raise StorageFailedError("the storage is closed", hint="make a new one")
+
+    def next(self) -> Line | None:
+        """Return the connection that came back last, if it is usable."""
+        line = self._idle[-1] if self._idle else None
+        return line if line is not None and line.usable else None
 
     async def give_back(self, line: Line) -> None:
         """Take a connection back and hand it to whoever waits longest."""
@@ -200,6 +209,10 @@ class GivenPool:
                 raise
         except DRIVER_ERRORS as error:
             raise storage_error(error, sent=False) from error
+
+    def next(self) -> Line | None:
+        """Return None: which connection it will be is the pool's affair."""
+        return None
 
     async def give_back(self, line: Line) -> None:
         """Give a connection back to its pool, which resets it."""

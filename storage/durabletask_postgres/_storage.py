@@ -125,7 +125,7 @@ class PostgresStorage:
         )
         self._fetch = self._connections.fetch
         self._notifier = Notifier(self._fetch, self._statements, self._instance)
-        self._commits = Commits(self._fetch, self._statements, self._clock)
+        self._commits = Commits(self._connections, self._statements, self._clock)
         self._bodies = _transactions.Bodies(self._connections, self._statements)
         self._retention = Retention(self._fetch, self._statements["purge_finished"], retention)
         self._hearts: dict[str, Heart] = {}

@@ -98,7 +98,8 @@ select durabletask.record_steps(
 -- statement, which is right here and only here: what it reads is the ownership of a process by the
 -- very host whose fence it locks, nobody takes that without having set the fence, and FOR SHARE
 -- looks at the fence again if it had to wait. What is not as it should be makes it insert nothing,
--- and `commit` says what it was.
+-- and `commit` says what it was. It runs in the session that gave the last answer, so it need not
+-- ask whether the database still holds that.
 -- name: step
 with f as (
     select f.host_no
@@ -110,22 +111,11 @@ with f as (
 )
 insert into durabletask.checkpoint
     (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
-select p.process_no, durabletask.clock(), p.epoch, $11, $14, 0, false, $12, $13, $15, $16
+select p.process_no, durabletask.clock(), p.epoch, $5, $8, 0, false, $6, $7, $9, $10
 from f
 join durabletask.process p
-    on p.process_no = $9 and p.process_id is not distinct from $8 and p.epoch = $10
-    and p.owner_no is not distinct from f.host_no and p.seq < $11
-where case  -- as is_rewound, which a statement cannot take in
-    when $2::bigint is null then true
-    when $6::text is null then not exists (
-        select from durabletask.process m
-        where m.process_no = $2 and m.epoch = $3::integer
-            and m.owner_no is not distinct from f.host_no)
-    else exists (
-        select from durabletask.checkpoint m
-        where m.process_no = $2 and m.key = $6 and m.index = $7::integer and m.kind = $5::text
-            and (m.epoch, m.seq) >= ($3, $4::integer))
-end
+    on p.process_no = $3 and p.process_id is not distinct from $2 and p.epoch = $4
+    and p.owner_no is not distinct from f.host_no and p.seq < $5
 returning true;
 
 -- name: record_within

@@ -13,6 +13,7 @@ from durabletask.errors import StorageRewoundError, StorageUnknownError
 from durabletask.storage import DONE, Leave, Refusal, Status, UnitOutcome
 from durabletask.testing._conformance.world import FINISH, World, event, step, unit
 from durabletask_postgres import PostgresStorage
+from durabletask_postgres._pools import OwnPool
 from durabletask_postgres._sql import Statements
 from tests.postgres.stores import PATIENCE_S, Schemas, connected, held, new_world
 
@@ -93,6 +94,13 @@ async def forget(schemas: Schemas, schema: str, key: str) -> None:
         assert await connection.fetchval(query, key) == key
 
 
+def new_sessions(world: World) -> None:
+    """End the sessions, as whatever takes a server back in time does."""
+    pool = cast("PostgresStorage", world.storage)._connections._pool
+    for line in cast("OwnPool", pool)._idle:
+        line.terminate()
+
+
 WAYS = pytest.mark.parametrize("count", [1, 2, 0])
 """A lone step, several steps, a change: each a statement of its own."""
 
@@ -106,6 +114,7 @@ async def test_an_acknowledged_step_that_is_gone_is_noticed(schemas: Schemas, co
             rows = await world.add("p", "q", lease=lease)
             await world.done(lease, unit(rows[0], 1, step("a")))
             await forget(schemas, schema, "a")
+            new_sessions(world)
             units = [unit(row, 2, step("b")) for row in rows[:count]]
             units = units or [unit(rows[1], 2, step("b"), status=Status.WAITING)]
             with pytest.raises(StorageRewoundError):
@@ -126,6 +135,7 @@ async def test_an_acknowledged_ending_that_is_gone_is_noticed(schemas: Schemas, 
                     f"update {schema}.process set status = 'running', seq = 0, owner_no ="
                     f" (select host_no from {schema}.fence) where process_id = 'ended'"
                 )
+            new_sessions(world)
             units = [unit(row, 2, step("b")) for row in rows[:count]]
             units = units or [unit(rows[1], 2, step("b"), status=Status.WAITING)]
             with pytest.raises(StorageRewoundError):
@@ -154,17 +164,17 @@ async def test_a_purge_is_not_taken_for_a_loss(schemas: Schemas, leave: Leave | 
 @asynccontextmanager
 async def _answer_lost(world: World) -> AsyncIterator[None]:
     """Carry out what is asked inside, and lose the answer."""
-    commits = cast("PostgresStorage", world.storage)._commits
-    fetch = commits._fetch
+    connections = cast("PostgresStorage", world.storage)._connections
+    fetch = connections.fetch
 
     async def lose(statement: str, *args: object) -> Sequence[asyncpg.Record]:
         await fetch(statement, *args)
         raise StorageUnknownError("planted: the answer was lost")
 
-    commits._fetch = lose
-    with pytest.raises(StorageUnknownError):
-        yield
-    commits._fetch = fetch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connections, "fetch", lose)
+        with pytest.raises(StorageUnknownError):
+            yield
 
 
 async def test_a_host_starts_over_from_what_is_stored(
