@@ -54,8 +54,7 @@ async def create(
         rows = {each[0]: (each[1], each[2]) for each in made}
         answers: list[Created | None] = []
         for new in part:
-            # Popped: of two creations of one id the first has made it.
-            number, now_at = rows.pop(new.process_id, (None, None))
+            number, now_at = rows.get(new.process_id, (None, None))
             if number is None or now_at is None:
                 answers.append(None)
                 continue
@@ -72,7 +71,25 @@ async def create(
             for new, made in zip(part, answers, strict=True)
         ]
 
-    return await _isolating(attempt, processes, Created(None, refused=Refusal.BUSY))
+    answers: list[Created] = [Created(None, refused=Refusal.BUSY)] * len(processes)
+    for places in _turns(processes):
+        part = [processes[place] for place in places]
+        created = await _isolating(attempt, part, Created(None, refused=Refusal.BUSY))
+        for place, answer in zip(places, created, strict=True):
+            answers[place] = answer
+    return answers
+
+
+def _turns(processes: Sequence[NewProcess]) -> list[list[int]]:
+    """Return the places of a batch cut so that no part has an id twice, in order per id."""
+    turns: list[list[int]] = []
+    seen: dict[str, int] = {}
+    for place, new in enumerate(processes):
+        turn = seen[new.process_id] = seen.get(new.process_id, -1) + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(place)
+    return turns
 
 
 def _existing(new: NewProcess, row: ProcessRow | None) -> Created:

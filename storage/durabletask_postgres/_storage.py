@@ -15,6 +15,8 @@ from typing import Any
 import asyncpg
 from asyncpg import Record
 
+import durabletask_postgres._clients as _clients
+import durabletask_postgres._transactions as _transactions
 from durabletask.errors import (
     InvalidArgumentError,
     StorageUnavailableError,
@@ -37,7 +39,6 @@ from durabletask.storage import (
     Unit,
     UnitOutcome,
 )
-from durabletask_postgres import _clients, _transactions
 from durabletask_postgres._commits import Commits
 from durabletask_postgres._connections import Connections
 from durabletask_postgres._heart import Heart

@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
+import durabletask_postgres._clients as _clients
 from durabletask.errors import (
     InvalidArgumentError,
     StorageUnavailableError,
@@ -27,7 +28,6 @@ from durabletask.storage import (
     Unit,
     UnitOutcome,
 )
-from durabletask_postgres import _clients
 from durabletask_postgres._batch import BUSY, Mark
 from durabletask_postgres._connections import Connections
 from durabletask_postgres._refusals import gave_way, is_locked
