@@ -97,6 +97,7 @@ class UnitFacts:
     """One unit and all requests to record it.
 
     Attributes:
+        asked: As it was recorded, if it was; the repeat of a transaction may have another result.
         recorded_at: Position of the first answer that said so; infinite where none did.
     """
 
@@ -220,7 +221,7 @@ def _units(commits: Iterable[Call[Commit]]) -> dict[UnitId, UnitFacts]:
         unit = units.setdefault(unit_id(call.asked), UnitFacts(call.asked))
         unit.calls.append(call)
         if call.done is not None and not call.done.held:
-            unit.fate = Fate.RECORDED
+            unit.fate, unit.asked = Fate.RECORDED, call.asked
             unit.recorded_at = min(unit.recorded_at, call.ended)
     for unit in units.values():
         # Overtaken: nothing of the unit was written, as little as of a refused one.

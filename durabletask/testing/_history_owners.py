@@ -43,6 +43,8 @@ def epochs_rise(facts: Facts) -> Iterator[Violation]:
             what = f"a claim of at most {claim.asked.count_max} took {len(claim.done.taken)}"
             yield Violation("I7", "", f"{what}: {claim.asked.claim_id}")
     for id, unit in facts.units.items():
+        if any(write.kind is Kind.TRANSACTION for write in unit.asked.writes):
+            continue  # its result is made anew with each attempt
         if any(
             (call.asked.writes, call.asked.consumes, call.asked.ending)
             != (unit.asked.writes, unit.asked.consumes, unit.asked.ending)
@@ -60,10 +62,14 @@ def no_late_write(facts: Facts) -> Iterator[Violation]:
     for process_id, snapshot in facts.final.items():
         last = 0, 0
         for each in snapshot.checkpoints:
-            if (each.epoch, each.seq) < last:
+            # A transaction has a place in the history and comes when it is committed.
+            here = each.epoch, each.seq
+            if each.kind is Kind.TRANSACTION:
+                here = max(last, (each.epoch, 0)) if each.epoch >= last[0] else here
+            if here < last:
                 what = f"{each.kind} {each.key!r} of {each.epoch}.{each.seq} stands behind {last}"
                 yield Violation("I8", process_id, what)
-            last = max(last, (each.epoch, each.seq))
+            last = max(last, here)
         positions = [event.position for event in snapshot.events]
         if positions != list(range(1, len(positions) + 1)):
             yield Violation("I8", process_id, f"its events have the positions {positions}")

@@ -1,11 +1,10 @@
-"""Writes down what a program asks of its storage, what it is answered, and what its steps do.
+"""Writes down what a program asks of its storage, and what it is answered.
 
 Sees what the program sees: a lost answer is lost here too. Refuses to judge.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,6 +14,7 @@ from durabletask._errors import (
     LimitExceededError,
     StorageAccessError,
     StorageBusyError,
+    StorageError,
     StorageFormatError,
     StorageUnavailableError,
 )
@@ -32,10 +32,18 @@ from durabletask._model import (
     Unit,
     UnitOutcome,
 )
-from durabletask._process import Process
-from durabletask._steps import current_step
-from durabletask._storage import Hints, ProcessStorage
+from durabletask._storage import Hints, ProcessStorage, Transactions
 from durabletask.testing._history_file import History
+from durabletask.testing._history_lines import (
+    commit_line,
+    committed_line,
+    create_line,
+    created_line,
+    deliver_line,
+    delivered_line,
+    phase_of,
+    taken_of,
+)
 from durabletask.testing._history_records import (
     AnyOperation,
     Claim,
@@ -43,16 +51,9 @@ from durabletask.testing._history_records import (
     Commit,
     Create,
     Deliver,
-    Execute,
     Phase,
     Purge,
     Renew,
-    See,
-    Taken,
-    creation_digest,
-    digest,
-    ending_text,
-    write_of,
 )
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ class RecordingStorage:
     """Wraps a storage and writes every request and answer into a history.
 
     A request is written down before it is made, an answer before the caller
-    hears of it. Hints go through if the wrapped storage gives any.
+    hears of it. Hints and transactions go through if the wrapped storage has any.
     """
 
     def __init__(self, storage: ProcessStorage, history: History) -> None:
@@ -91,45 +92,29 @@ class RecordingStorage:
         if isinstance(storage, Hints):
             # Only then: a host sleeps longer where it is told that there will be hints.
             self.subscribe = storage.subscribe
+        if isinstance(storage, Transactions):
+            self._transactions = storage
+            self.create_in = self._create_in
+            self.deliver_in = self._deliver_in
+            self.transact = self._transact
 
     async def create(
         self, processes: Sequence[NewProcess], lease: Lease | None = None
     ) -> Sequence[Created]:
         """Create processes; see `ProcessStorage`."""
         host_id = "" if lease is None else lease.host_id
-        asked = [
-            Create(
-                phase=Phase.INVOKE,
-                process_id=new.process_id,
-                host_id=host_id,
-                creation_id=new.creation_id,
-                digest=creation_digest(new.name, new.input),
-                replace=new.replace,
-            )
-            for new in processes
-        ]
         return await self._ask(
-            asked,
+            [create_line(new, host_id) for new in processes],
             lambda: self._storage.create(processes, lease),
-            lambda answers: [_created(each, host_id) for each in answers],
+            lambda answers: [created_line(each, host_id) for each in answers],
         )
 
     async def deliver(self, events: Sequence[NewEvent], *, mailbox_max: int) -> Sequence[Delivered]:
         """Put events into mailboxes; see `ProcessStorage`."""
-        asked = [
-            Deliver(
-                phase=Phase.INVOKE,
-                process_id=event.process_id,
-                event_id=event.event_id,
-                name=event.name,
-                digest=digest(event.payload),
-            )
-            for event in events
-        ]
         return await self._ask(
-            asked,
+            [deliver_line(event) for event in events],
             lambda: self._storage.deliver(events, mailbox_max=mailbox_max),
-            lambda answers: [_delivered(each) for each in answers],
+            lambda answers: [delivered_line(each) for each in answers],
         )
 
     async def read(
@@ -147,7 +132,7 @@ class RecordingStorage:
         return await self._ask(
             [Purge(phase=Phase.INVOKE, process_id=process_id) for process_id in process_ids],
             lambda: self._storage.purge(process_ids),
-            lambda answers: [Purge(phase=_phase(each), why=each or "") for each in answers],
+            lambda answers: [Purge(phase=phase_of(each), why=each or "") for each in answers],
         )
 
     async def open_lease(self, host_id: str, label: str) -> Lease:
@@ -176,15 +161,15 @@ class RecordingStorage:
         return await self._ask(
             [asked],
             lambda: self._storage.claim(lease, claim_id, names, count_max=count_max),
-            lambda claims: [Claim(phase=Phase.OK, taken=_taken(claims))],
+            lambda claims: [Claim(phase=Phase.OK, taken=taken_of(claims))],
         )
 
     async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
         """Record units; see `ProcessStorage`."""
         return await self._ask(
-            [_commit(unit, lease.host_id) for unit in units],
+            [commit_line(unit, lease.host_id) for unit in units],
             lambda: self._storage.commit(lease, units),
-            lambda outcomes: [_committed(each) for each in outcomes],
+            lambda outcomes: [committed_line(each) for each in outcomes],
         )
 
     async def close_lease(self, lease: Lease) -> None:
@@ -198,6 +183,51 @@ class RecordingStorage:
     async def close(self) -> None:
         """Give back files, threads and connections; see `ProcessStorage`. Not written down."""
         await self._storage.close()
+
+    # --- in transactions of the user's -------------------------------------------------------
+
+    async def _create_in(self, connection: Any, process: NewProcess) -> Created:
+        """Create a process; whether it is there is for the user's transaction to decide."""
+        return await self._ask(
+            [create_line(process, "")],
+            lambda: self._transactions.create_in(connection, process),
+            lambda answer: [Create(phase=Phase.INFO if answer.refused is None else Phase.FAIL)],
+        )
+
+    async def _deliver_in(self, connection: Any, event: NewEvent, *, mailbox_max: int) -> Delivered:
+        """Deliver an event; whether it arrives is for the user's transaction to decide."""
+        return await self._ask(
+            [deliver_line(event)],
+            lambda: self._transactions.deliver_in(connection, event, mailbox_max=mailbox_max),
+            lambda answer: [Deliver(phase=Phase.INFO if answer.refused is None else Phase.FAIL)],
+        )
+
+    async def _transact(
+        self, lease: Lease, unit: Unit, body: Callable[[Any], Awaitable[bytes]]
+    ) -> UnitOutcome:
+        """Run a body and record its result; nothing is asked before there is one."""
+        calls: list[int] = []
+
+        async def recorded(connection: Any) -> bytes:
+            payload = await body(connection)
+            (checkpoint,) = unit.checkpoints
+            whole = msgspec.structs.replace(checkpoint, payload=payload)
+            asked = msgspec.structs.replace(unit, checkpoints=(whole,))
+            calls.append(self._history.next_call())
+            self._write(calls[-1:], [commit_line(asked, lease.host_id)])
+            return payload
+
+        try:
+            outcome = await self._transactions.transact(lease, unit, recorded)
+        except BaseException as error:
+            # What is no error of a storage is the user's, with which all was rolled back.
+            undone = isinstance(error, Exception) and not isinstance(error, StorageError)
+            failed = undone or isinstance(error, NOTHING_WRITTEN)
+            phase, why = Phase.FAIL if failed else Phase.INFO, f"{type(error).__name__}: {error}"
+            self._write(calls[-1:], [Commit(phase=phase, why=why)] * len(calls[-1:]))
+            raise
+        self._write(calls[-1:], [committed_line(outcome)] * len(calls[-1:]))
+        return outcome
 
     async def _ask(
         self,
@@ -228,74 +258,6 @@ class RecordingStorage:
         )
 
 
-class Effects:
-    """The outside world as the steps of a process touch it, in a history of what they did.
-
-    Args:
-        history: May be that of the `RecordingStorage`, or another file.
-    """
-
-    def __init__(self, history: History) -> None:
-        self._history = history
-
-    def __call__(self) -> None:
-        """Have the effect of the present step, in one instant; async steps and sync ones.
-
-        Raises:
-            WrongContextError: The caller is not inside a step.
-        """
-        with self.during():
-            pass
-
-    def saw(self, proc: Process, key: str, value: T) -> T:
-        """Write down what user code was given by a durable call, and return it.
-
-        Args:
-            proc: The process that made the call.
-            key: Of the call.
-            value: Told apart by its `repr`, so that must not name an address.
-        """
-        name, call = self._history.who, self._history.next_call()
-        seen = See(
-            phase=Phase.INVOKE,
-            who=name,
-            call=call,
-            at_s=self._history.now_s(),
-            process_id=proc.id,
-            place=proc.idempotency_key(key),
-            digest=digest(repr(value).encode()),
-        )
-        self._history.write([seen])
-        return value
-
-    @contextmanager
-    def during(self) -> Iterator[None]:
-        """Have an effect that begins before the block and ends with it."""
-        step = current_step()
-        run, call = step.run, self._history.next_call()
-        begun = Execute(
-            phase=Phase.INVOKE,
-            who=self._history.who,
-            call=call,
-            at_s=self._history.now_s(),
-            process_id=step.process_id,
-            host_id=run.services.host_id,
-            incarnation=run.incarnation,
-            generation=run.generation,
-            epoch=run.epoch,
-            key=step.key,
-            index=step.index,
-            attempt=step.attempt,
-        )
-        self._history.write([begun])
-        yield
-        # What is cancelled or raises in the block has begun and never ended, as after a kill.
-        ended = Execute(
-            phase=Phase.OK, who=self._history.who, call=call, at_s=self._history.now_s()
-        )
-        self._history.write([ended])
-
-
 async def dump(storage: ProcessStorage) -> list[Snapshot]:
     """Read every process of a storage with its history; each as of one instant.
 
@@ -311,74 +273,3 @@ async def dump(storage: ProcessStorage) -> list[Snapshot]:
         found += [each for each in snapshots if each is not None]
         query = Query(limit=READ_MAX, cursor=page.cursor) if page.cursor else None
     return found
-
-
-def _phase(refused: Refusal | None) -> Phase:
-    return Phase.OK if refused is None else Phase.FAIL
-
-
-def _created(answer: Created, host_id: str) -> Create:
-    row = answer.row
-    if row is None:
-        return Create(phase=Phase.FAIL, why=answer.refused or "")
-    return Create(
-        phase=Phase.OK,
-        process_id=row.process_id,
-        creation_id=row.creation_id,
-        digest=creation_digest(row.name, row.input),
-        fresh=answer.fresh,
-        owned=answer.fresh and bool(host_id) and row.owner == host_id,
-        incarnation=row.incarnation,
-        epoch=row.epoch,
-    )
-
-
-def _delivered(answer: Delivered) -> Deliver:
-    event = answer.event
-    if event is None:
-        return Deliver(phase=Phase.FAIL, why=answer.refused or "")
-    return Deliver(
-        phase=Phase.OK,
-        event_id=event.event_id,
-        name=event.name,
-        digest=digest(event.payload),
-        position=event.position,
-    )
-
-
-def _taken(claims: Claims) -> tuple[Taken, ...]:
-    return tuple(
-        Taken(
-            each.row.process_id,
-            each.row.incarnation,
-            each.row.epoch,
-            len(each.checkpoints),
-            tuple(event.position for event in each.events),
-        )
-        for each in claims.claimed
-        # A damaged one is handed out to be set aside: its history is what could be read.
-        if each.fresh and each.damage is None
-    )
-
-
-def _commit(unit: Unit, host_id: str) -> Commit:
-    return Commit(
-        phase=Phase.INVOKE,
-        process_id=unit.process_id,
-        host_id=host_id,
-        incarnation=unit.incarnation,
-        epoch=unit.epoch,
-        seq=unit.seq,
-        writes=tuple(write_of(each) for each in unit.checkpoints),
-        consumes=unit.consumes,
-        ending=ending_text(unit.ending),
-        left=unit.leave is not None,
-    )
-
-
-def _committed(outcome: UnitOutcome) -> Commit:
-    return Commit(
-        phase=_phase(outcome.refused),
-        why=outcome.refused or "",
-        held=tuple(write_of(each) for each in outcome.held),
-    )

@@ -81,11 +81,12 @@ def nothing_is_invented(facts: Facts) -> Iterator[Violation]:
         for each in snapshot.checkpoints:
             unit = facts.units.get((process_id, row.incarnation, each.epoch, each.seq))
             named = digest(each.payload, each.form)
-            asked = () if unit is None else unit.asked.writes
+            calls = () if unit is None else unit.calls
             if not any(
                 (write.kind, write.key, write.index, write.digest)
                 == (each.kind, each.key, each.index, named)
-                for write in asked
+                for call in calls
+                for write in call.asked.writes
             ):
                 what = f"{each.kind} {each.key!r} of {each.epoch}.{each.seq} was never asked for"
                 yield Violation("I2", process_id, what)

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from durabletask._model import Snapshot
+from durabletask.testing._history_effects import Effects
 from durabletask.testing._history_ends import (
     everything_ends,
     one_creation,
@@ -34,7 +35,7 @@ from durabletask.testing._history_owners import (
     fenced_stays_fenced,
     no_late_write,
 )
-from durabletask.testing._history_recording import Effects, RecordingStorage, dump
+from durabletask.testing._history_recording import RecordingStorage, dump
 from durabletask.testing._history_records import (
     AnyOperation,
     Claim,

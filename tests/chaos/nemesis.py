@@ -203,6 +203,7 @@ def play(name: str, folder: Path, count: int, seed: int) -> Facts:
     with ThrowAwayPostgres() as server, Troop(folder) as troop:
         played = Round(server, Setting(folder, server.dsn, ttl_s, step_s, seed))
         played.troop, played.client = troop, None
+        server.sql(program.TABLES)
         if hosts:
             played.begin(troop, hosts)
         begun_s = now_s()

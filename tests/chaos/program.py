@@ -10,13 +10,15 @@ import json
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import asyncpg
 import msgspec
 
 from durabletask import Process, ProcessClient, ProcessHost, RetryPolicy
@@ -32,6 +34,15 @@ T = TypeVar("T")
 READY = b"r"
 DRAIN_S = 30.0
 AGAIN_S = 0.05
+IN_ORDER = 0.33
+DROPPED = 0.2
+FAILURES = StorageError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError
+"""What a client meets when the database goes, in its own transactions too; it tries again."""
+
+TABLES = """\
+create table public.written (process_id text);
+create table public.ordered (name text primary key);
+"""
 LANES = 32
 """Sagas that the client keeps going at once: more than two cores can do without a pause."""
 
@@ -97,8 +108,13 @@ class Sagas:
             raise ConnectionError("try again")
         return next(self._tokens)
 
-    async def saga(self, proc: Process, steps: int, delay_s: float) -> int:
-        """Do 1 to 20 steps, a pair at once, a wait, and take two events; never refund."""
+    async def _write(self, process_id: str, connection: Any) -> str:
+        """Write a row in the transaction that records the step; its only effect."""
+        await connection.execute("insert into public.written values ($1)", process_id)
+        return next(self._tokens)
+
+    async def saga(self, proc: Process, steps: int, delay_s: float) -> list[int]:
+        """Do 1 to 20 steps, a pair at once, rows, a wait, and take two events; never refund."""
         saw, done = self._effects.saw, False
         try:
             for n in range(steps):
@@ -106,14 +122,16 @@ class Sagas:
             await asyncio.gather(
                 proc.do("left", self.act), proc.do("right", self.act_in_thread), proc.get("id", 1)
             )
+            written = partial(self._write, proc.id)
+            saw(proc, "rows", await proc.transaction("rows", written))
             await proc.delay("pause", timedelta(seconds=delay_s))
             retry = RetryPolicy(attempts_max=None, delay_s=0.01, delay_max_s=0.05)
             saw(proc, "flaky", await proc.do("flaky", self.flaky, retry=retry))
-            total = 0
-            for key in ("first", "second"):
-                total += saw(proc, key, await proc.event("go", int, key=key))
+            taken = [
+                saw(proc, key, await proc.event("go", int, key=key)) for key in ("first", "second")
+            ]
             done = True
-            return total
+            return taken
         finally:
             if not done:
                 # Whatever happened was an interrupt, and that is nothing that happens.
@@ -175,21 +193,59 @@ async def run_client(setting: Setting, ready: int) -> None:
             while not enough.exists():
                 process_id = f"saga/{next(numbers)}"
                 begun.append(process_id)
-                await lead(client, sagas, process_id, chance)
+                await lead(client, sagas, process_id, chance, setting.dsn)
 
         await asyncio.gather(*(lane() for _ in range(LANES)))
     (setting.folder / "expected.json").write_text(json.dumps(begun))
 
 
-async def lead(client: ProcessClient, sagas: Sagas, process_id: str, chance: Random) -> None:
-    """Spawn one saga, raise its two events in order, and wait for its result."""
+async def lead(
+    client: ProcessClient, sagas: Sagas, process_id: str, chance: Random, dsn: str
+) -> None:
+    """Spawn one saga, raise its two events in order, and wait for its result.
+
+    Every third saga and event goes through a transaction of the client's own.
+    """
     steps, delay_s = chance.randint(1, 20), chance.uniform(0, 2) ** 4 / 8
-    handle = await steady(lambda: client.spawn(sagas.saga, process_id, steps, delay_s))
+    spawn = partial(client.spawn, sagas.saga, process_id, steps, delay_s)
+    await _by_itself_or_in_order(spawn, dsn, process_id, chance)
     for n in (1, 2):
         await asyncio.sleep(chance.uniform(0, 0.1))
         event_id = f"{process_id}/{n}"
-        await steady(partial(client.raise_event, process_id, "go", n, event_id=event_id))
-    assert await steady(handle.result) == 3
+        deliver = partial(client.raise_event, process_id, "go", n, event_id=event_id)
+        await _by_itself_or_in_order(deliver, dsn, event_id, chance)
+    assert await steady(client.get(sagas.saga, process_id).result) == [1, 2]
+
+
+async def _by_itself_or_in_order(
+    call: Callable[..., Awaitable[object]], dsn: str, name: str, chance: Random
+) -> None:
+    """Make a call by itself, or with a row of an order's in one transaction."""
+    if chance.random() >= IN_ORDER:
+        await steady(call)
+        return
+
+    async def order(*, dropped: bool) -> None:
+        connection = await asyncpg.connect(dsn)
+        try:
+            with suppress(Dropped):
+                async with connection.transaction():
+                    insert = "insert into public.ordered values ($1) on conflict do nothing"
+                    await connection.execute(insert, name)
+                    await call(connection=connection)
+                    if dropped:
+                        raise Dropped
+        finally:
+            connection.terminate()
+
+    # First one that is rolled back now and then: of that nothing is ever seen.
+    if chance.random() < DROPPED:
+        await steady(partial(order, dropped=True))
+    await steady(partial(order, dropped=False))
+
+
+class Dropped(Exception):
+    """The client has thought better of it."""
 
 
 async def steady(call: Callable[[], Awaitable[T]]) -> T:
@@ -197,7 +253,7 @@ async def steady(call: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await call()
-        except StorageError:
+        except FAILURES:
             await asyncio.sleep(AGAIN_S)
 
 
@@ -231,9 +287,14 @@ async def run_racer(setting: Setting, name: str, ready: int) -> None:
 
 
 async def run_reader(setting: Setting, ready: int) -> None:
-    """Write the final state into "final.json"."""
+    """Write the final state into "final.json", and the users' rows beside it."""
     storage = setting.plain()
     final = await dump(storage)
     await storage.close()
     (setting.folder / "final.json").write_bytes(msgspec.json.encode(final))
+    connection = await asyncpg.connect(setting.dsn)
+    for table in ("written", "ordered"):
+        rows = [name for (name,) in await connection.fetch(f"table public.{table}")]
+        (setting.folder / f"{table}.json").write_text(json.dumps(rows))
+    await connection.close()
     os.write(ready, READY)

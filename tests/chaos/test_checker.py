@@ -86,6 +86,16 @@ GOOD: dict[str, Story] = {
     .wrote(1, 2, held("a", b'"w"'), stored=False, told=(held("a", epoch=1, seq=1),)),
     "a claim is repeated": begun().taken(1, claim_id="claim 1"),
     "given back, and the host goes on": begun().wrote(1, 1, left=True).taken(2, "h2").renewed("h1"),
+    "a transaction is committed late, and the next owner's first": begun()
+    .wrote(1, 2, held("a", kind=Kind.GET))
+    .wrote(1, 1, held("t", kind=Kind.TRANSACTION))
+    .wrote(1, 3, held("b", kind=Kind.GET))
+    .taken(2)
+    .wrote(2, 1, held("u", kind=Kind.TRANSACTION))
+    .wrote(2, 2, held("c", kind=Kind.GET)),
+    "a transaction is repeated with another result": begun()
+    .wrote(1, 1, held("t", b'"v"', Kind.TRANSACTION), answer=INFO, stored=False)
+    .wrote(1, 1, held("t", b'"w"', Kind.TRANSACTION)),
     "two events overlap": begun()
     .raised("e1", 1, answer=SILENT)
     .raised("e2", 2)

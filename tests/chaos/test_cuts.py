@@ -19,7 +19,7 @@ from durabletask.testing.history import (
 )
 from durabletask_postgres import PostgresStorage
 from durabletask_postgres.testing import ThrowAwayPostgres
-from tests.chaos.program import Sagas, lead
+from tests.chaos.program import TABLES, Sagas, lead
 from tests.postgres.proxy import Fate, Link, Proxy
 from tests.postgres.rules import Aim, cut_before, cut_in_flight, lose_answer
 from tests.postgres.wire import Message, Side
@@ -32,6 +32,8 @@ WRITES = {
     "durabletask.create_processes": 3,
     "durabletask.deliver(": 3,
     "durabletask.renew_lease": 1,
+    "durabletask.record_within": 2,
+    "COMMIT": 3,  # of a process's transaction, and of the client's own
 }
 """Pieces of the statements that write, and how often each is cut; the first three are commits."""
 
@@ -94,7 +96,7 @@ async def play(dsn: str, aims: list[NowAndThen], history: HistoryList) -> list[s
                 continue
             process_id = f"saga/{next(numbers)}"
             begun.append(process_id)
-            await lead(client, sagas, process_id, chance)
+            await lead(client, sagas, process_id, chance, dsn)
 
     async with (
         asyncio.timeout(HANG_S),
@@ -117,6 +119,8 @@ async def read(dsn: str) -> list[Snapshot]:
 async def test_cut_connections_cost_time_only(cut: Cut, server: ThrowAwayPostgres) -> None:
     """G1 G2 G4 F051 F052 F053: thirty commits and more, cut before, within, and after."""
     server.sql("drop schema if exists durabletask cascade")
+    server.sql("drop table if exists public.written, public.ordered")
+    server.sql(TABLES)
     history = HistoryList()
     with Proxy(server.dsn) as proxy:
         await read(server.dsn)  # the schema is made in peace
