@@ -22,6 +22,9 @@ from durabletask_postgres import PostgresStorage
 
 EVENTS_PER_ROUND = 100
 LOOK_S = 0.005
+HANGS_S = 60.0
+"""A round that needs longer will never end: the other host is gone."""
+
 P50_MAX_MS = 10.0
 P99_MAX_MS = 50.0
 
@@ -59,7 +62,7 @@ async def send(dsn: str, rounds: int, count: int) -> tuple[list[float], ...]:
     await connection.execute(TABLES)
     insert = await connection.prepare(ONE_STEP)
     told: tuple[list[float], ...] = ([], [], [])
-    async with ProcessHost(PostgresStorage(dsn)) as host:
+    async with ProcessHost(PostgresStorage(dsn)) as host, asyncio.timeout(HANGS_S * rounds):
         for turn in range(rounds):
             handle = host.get(f"process/{turn}")
             theirs = []

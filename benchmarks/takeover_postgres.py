@@ -26,6 +26,9 @@ from durabletask_postgres import PostgresStorage
 PROCESSES = 1_000
 LEASE_TTL_S = 15.0
 TINY_TTL_S = 1.5
+HANGS_S = 60.0
+"""Beyond the lease's time; who waits longer for the other's processes will never get them."""
+
 SEEN_MAX_S = 2.0
 BEYOND_LEASE_MAX_S = 1.0
 
@@ -73,7 +76,8 @@ async def run(role: str, dsn: str, way: str, ttl_s: float, count: int) -> None:
                 print("in flight", flush=True)
                 await asyncio.Event().wait()
             print("ready", flush=True)
-            await over.wait()
+            async with asyncio.timeout(ttl_s + HANGS_S):
+                await over.wait()
         print(json.dumps({"first": min(recorded_s), "last": max(recorded_s)}), flush=True)
 
 
