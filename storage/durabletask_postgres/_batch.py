@@ -71,10 +71,21 @@ def step_columns(units: Sequence[Unit], names: Mapping[int, str]) -> list[Any] |
     Args:
         names: The ids of processes by their numbers, as the database has told them.
     """
+    points = []
     for unit in units:
-        if not is_step(unit) or names.get(unit.incarnation) != unit.process_id:
+        checkpoints = unit.checkpoints
+        # As `is_step`, without a call for each unit of a large batch.
+        if (
+            len(checkpoints) != 1
+            or checkpoints[0].replaces
+            or unit.status is not None
+            or unit.ending is not None
+            or unit.leave is not None
+            or unit.consumes
+            or names.get(unit.incarnation) != unit.process_id
+        ):
             return None
-    points = [unit.checkpoints[0] for unit in units]
+        points.append(checkpoints[0])
     return [
         [unit.incarnation for unit in units],
         [unit.seq for unit in units],
