@@ -89,6 +89,8 @@ def snapshot_of(record: Record) -> Snapshot:
 def claimed_of(record: Record) -> Claimed:
     """Return a process as a claim hands it out; what cannot be read is its damage."""
     row = row_of(record)
+    if record["damage"] is not None:
+        return Claimed(row, record["fresh"], damage=record["damage"])
     try:
         return Claimed(row, record["fresh"], _checkpoints(record), _events(record))
     except (KeyError, ValueError) as error:

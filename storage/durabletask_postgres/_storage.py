@@ -41,6 +41,8 @@ from durabletask.storage import (
 )
 from durabletask_postgres._commits import Commits
 from durabletask_postgres._connections import Connections
+from durabletask_postgres._damage import Salvage
+from durabletask_postgres._ear import Ear
 from durabletask_postgres._heart import Heart
 from durabletask_postgres._migrate import ensure_schema
 from durabletask_postgres._notify import Notifier, new_instance, told
@@ -82,9 +84,9 @@ class PostgresStorage:
         lease_ttl_s: How long a host that cannot be seen to have died keeps its
             processes.
         connections_max: Work connections of this object, from 1; a host has one
-            more for its heartbeat.
-        notify: Whether hosts tell each other with NOTIFY; without, they look
-            every `poll_s`. Behind a pooler it is off by itself.
+            more for its heartbeat, a client while it waits for results.
+        notify: Whether hosts and clients tell each other with NOTIFY; without,
+            they look every `poll_s`. Behind a pooler it is off by itself.
         migrate: Whether a schema that is missing or older is brought up to
             date; else that is an error.
         statement_cache_size: As asyncpg's; 0 behind a pooler that takes no
@@ -125,6 +127,7 @@ class PostgresStorage:
             setup=self._set_up,
         )
         self._fetch = self._connections.fetch
+        self._salvage = Salvage(self._fetch, self._statements)
         self._notifier = Notifier(self._fetch, self._statements, self._instance)
         self._commits = Commits(self._connections, self._statements, self._clock)
         self._bodies = _transactions.Bodies(self._connections, self._statements)
@@ -134,6 +137,9 @@ class PostgresStorage:
         self._lost_claims: set[str] = set()
         self._looked_s = 0.0
         self._subscribers: dict[object, tuple[asyncio.AbstractEventLoop, _Callback]] = {}
+        self._ear: Ear | None = None
+        if notify and self._connections.can_dial:
+            self._ear = Ear(self._connections, self._statements, self._instance, self._heard)
 
     async def _set_up(self, connection: Any) -> None:
         await ensure_schema(connection, self._statements, migrate=self._migrate)
@@ -180,8 +186,7 @@ class PostgresStorage:
         _clients.check_size("read", process_ids)
         if not process_ids:
             return []
-        statement = self._statements["read_history" if history else "read"]
-        records = await self._fetch(statement, list(set(process_ids)))
+        records = await self._salvage.read(list(set(process_ids)), history=history)
         found = {each["process_id"]: each for each in records}
         return [
             snapshot_of(found[process_id]) if process_id in found else None
@@ -227,6 +232,7 @@ class PostgresStorage:
         except StorageUnavailableError as error:
             # It goes on trying; until then the end of the lease is all that others see.
             _log.warning("host %s has no heartbeat yet: %s", lease.host_id, error)
+        self._attune()
 
     async def renew(self, lease: Lease) -> Lease:
         """Prolong a lease."""
@@ -246,8 +252,7 @@ class PostgresStorage:
         if by_witness:
             self._looked_s = now_s
         try:
-            header, *records = await self._fetch(
-                self._statements["claim"],
+            header, *records = await self._salvage.claim(
                 lease.host_id,
                 claim_id,
                 list(names),
@@ -292,11 +297,14 @@ class PostgresStorage:
         self._commits.forget(lease)
         heart = self._hearts.pop(lease.host_id, None)
         if heart is not None:
+            self._attune()
             await heart.close()
 
     async def close(self) -> None:
         """Give back connections and threads. Safe to repeat; the data stays."""
         await self._retention.close()
+        if self._ear is not None:
+            await self._ear.close()
         hearts, self._hearts = list(self._hearts.values()), {}
         for heart in hearts:
             await heart.close()
@@ -348,11 +356,24 @@ class PostgresStorage:
         """Call back on the caller's loop when something may have changed."""
         token = object()
         self._subscribers[token] = asyncio.get_running_loop(), callback
+        self._attune()
 
         def unsubscribe() -> None:
             self._subscribers.pop(token, None)
+            self._attune()
 
         return unsubscribe
+
+    def _attune(self) -> None:
+        """Have an ear for as long as there is somebody to hear, and no heart that hears as well."""
+        if self._ear is None:
+            return
+        if self._hearts:
+            self._ear.end()
+        elif self._subscribers:
+            self._ear.open()
+        else:
+            self._ear.rest()
 
     def _tell(self, process_ids: "Sequence[str | None]") -> None:
         """Tell everybody, here and elsewhere."""

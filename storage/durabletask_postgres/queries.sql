@@ -84,6 +84,13 @@ select durabletask.close_lease($1);
 -- name: claim
 select c.* from durabletask.claim($1, $2, $3, $4, $5, $6) c;
 
+-- Again, after a claim that met something that cannot be read.
+-- name: claim_carefully
+select c.* from durabletask.claim($1, $2, $3, $4, $5, $6, careful => true) c;
+
+-- name: damages
+select d.process_id, d.damage from durabletask.damages($1, $2) d;
+
 -- name: commit
 select u.*
 from durabletask.commit_units(

@@ -55,7 +55,7 @@ create table durabletask.process (
 create index process_claimable on durabletask.process (name, claimable_at, process_no)
     where claimable_at is not null;
 create index process_owner on durabletask.process (owner_no) where owner_no is not null;
-create index process_news on durabletask.process (owner_no) where news;
+create index process_news on durabletask.process (owner_no, process_no) where news;
 create index process_created on durabletask.process (created_at, process_id);
 create index process_finished on durabletask.process (finished_at) where finished_at is not null;
 create index process_parent on durabletask.process (parent_id) where parent_id is not null;
@@ -608,23 +608,13 @@ begin
 end
 $$;
 
--- Take all processes from a fenced host that can be locked; return whether none is left.
-create function durabletask.let_go(host_no bigint, died boolean, now_at timestamptz) returns boolean
-language plpgsql volatile
-set plan_cache_mode = 'force_generic_plan'
-set enable_seqscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off as $$
+-- Take processes, whose rows the caller holds, from a fenced host.
+create function durabletask.let_go_of(
+    process_nos bigint[], died boolean, counted boolean, now_at timestamptz
+) returns void
+language plpgsql volatile as $$
 #variable_conflict use_column
-declare
-    v_nos bigint[];
 begin
-    v_nos := array(
-        select p.process_no from durabletask.process p
-        where p.owner_no = let_go.host_no
-        order by p.process_no + 0
-        for update skip locked
-    );
     update durabletask.process p
     set owner_no = null,
         parked = false,
@@ -640,19 +630,46 @@ begin
         end
     from (
         select n.process_no, max(c.seq) as seq
-        from unnest(v_nos) as n (process_no)
+        from unnest(process_nos) as n (process_no)
         join durabletask.process q on q.process_no = n.process_no
         left join durabletask.checkpoint c
-            on c.process_no = q.process_no and c.epoch = q.epoch
+            on counted and c.process_no = q.process_no and c.epoch = q.epoch
         group by n.process_no
     ) r
     where p.process_no = r.process_no;
-    if exists (select from durabletask.process p where p.owner_no = let_go.host_no) then
-        return false;
+end
+$$;
+
+-- Take all processes from a fenced host that can be locked; return whether none is left. What
+-- cannot be read stays behind and does not count: else every claim of everybody would stumble on it.
+create function durabletask.let_go(host_no bigint, died boolean, now_at timestamptz) returns boolean
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+declare
+    v_done boolean;
+begin
+    begin
+        perform durabletask.let_go_of(
+            array(
+                select p.process_no from durabletask.process p
+                where p.owner_no = let_go.host_no
+                order by p.process_no + 0
+                for update skip locked
+            ),
+            died, true, now_at);
+        v_done := not exists (
+            select from durabletask.process p where p.owner_no = let_go.host_no);
+    exception when internal_error or system_error then
+        v_done := durabletask.let_go_readable(host_no, died, now_at);
+    end;
+    if v_done then
+        delete from durabletask.lease l where l.host_no = let_go.host_no;
+        delete from durabletask.claim_mark m where m.host_no = let_go.host_no;
     end if;
-    delete from durabletask.lease l where l.host_no = let_go.host_no;
-    delete from durabletask.claim_mark m where m.host_no = let_go.host_no;
-    return true;
+    return v_done;
 end
 $$;
 
@@ -717,8 +734,12 @@ begin
             -- Waits for the commits that hold the fence, and keeps later ones out.
             update durabletask.fence f set fenced_at = v_now
             where f.host_no = v_other.host_no and f.fenced_at is null;
-        exception when lock_not_available then
-            continue;  -- a transaction of that host hangs; the next claim tries again
+        exception
+            when lock_not_available then
+                continue;  -- a transaction of that host hangs; the next claim tries again
+            when internal_error or system_error then
+                raise warning 'host number % cannot be fenced: %', v_other.host_no, sqlerrm;
+                continue;
         end;
         perform durabletask.let_go(v_other.host_no, v_other.died, durabletask.clock());
         v_any := true;
@@ -1318,14 +1339,46 @@ insert into durabletask.migration (version, name, applied_at) values (4, 'commit
 
 -- Claims: take what may run, with its history, and tell what is new for what is held.
 
+-- Make processes, whose rows the caller holds, those of a host; return their epochs.
+create function durabletask.take(process_nos bigint[], host_no bigint, now_at timestamptz)
+returns integer[]
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    v_epochs integer[];
+begin
+    with taken as (
+        update durabletask.process p
+        set epoch = p.epoch + 1,
+            seq = 0,
+            owner_no = host_no,
+            parked = false,
+            news = false,
+            claimable_at = null,
+            started_at = coalesce(p.started_at, now_at),
+            updated_at = now_at
+        from unnest(process_nos) with ordinality as n (process_no, place)
+        where p.process_no = n.process_no
+        returning p.epoch, n.place
+    )
+    select coalesce(array_agg(t.epoch order by t.place), '{}') into v_epochs
+    from taken t;
+    return v_epochs;
+end
+$$;
+
 -- Take up to `count_max` claimable processes of these names, longest claimable first, and return
 -- them with their checkpoints and mailboxes, and the news of those held already.
 --
 -- The first row is a header without a process. Everything is read after it was locked, by later
 -- statements than those that lock.
+--
+-- With `careful`, after an attempt that met something that cannot be read: what can be read is
+-- taken and told, and what it is of which the history cannot be read comes with `damage` in place
+-- of that. Names are served by age alone then, and `next_at` is not looked for.
 create function durabletask.claim(
     host_id text, claim_id text, names text[], count_max integer, by_witness boolean,
-    is_repeat boolean
+    is_repeat boolean, careful boolean default false
 ) returns table (
     now_at timestamptz, next_at timestamptz, more boolean, fresh boolean,
     process_no bigint, process_id text, name text, status text, epoch integer, seq integer,
@@ -1338,7 +1391,8 @@ create function durabletask.claim(
     kinds text[], keys text[], indexes integer[], forms text[], payloads bytea[],
     replaces boolean[], epochs integer[], seqs integer[], ats timestamptz[],
     event_positions integer[], event_ids text[], event_names text[], event_payloads bytea[],
-    event_ats timestamptz[], event_consumed boolean[])
+    event_ats timestamptz[], event_consumed boolean[],
+    damage text)
 language plpgsql volatile
 set lock_timeout = '1s'
 set plan_cache_mode = 'force_generic_plan'
@@ -1356,6 +1410,9 @@ declare
     v_repeated boolean := false;
     v_fenced boolean;
     v_moved boolean := false;
+    v_bad_nos bigint[] := '{}';
+    v_bad_epochs integer[];
+    v_damages text[];
 begin
     perform durabletask.check_isolation();
     perform durabletask.be_durable();
@@ -1372,6 +1429,12 @@ begin
         v_epochs := v_mark.epochs;
         v_news := v_mark.news;
         v_repeated := true;
+    elsif careful then
+        v_moved := true;
+        perform durabletask.move_readable_letters(now_at);
+        v_news := durabletask.hear_readable(v_host_no);
+        select t.nos, t.epochs into v_nos, v_epochs
+        from durabletask.take_readable(v_host_no, names, now_at, count_max) t;
     else
         v_moved := exists (select from durabletask.letter);
         if v_moved then
@@ -1430,55 +1493,43 @@ begin
             ) c
             order by c.claimable_at, c.process_no
         );
-        with taken as (
-            update durabletask.process p
-            set epoch = p.epoch + 1,
-                seq = 0,
-                owner_no = v_host_no,
-                parked = false,
-                news = false,
-                claimable_at = null,
-                started_at = coalesce(p.started_at, claim.now_at),
-                updated_at = claim.now_at
-            from unnest(v_nos) with ordinality as n (process_no, place)
-            where p.process_no = n.process_no
-            returning p.epoch, n.place
-        )
-        select coalesce(array_agg(t.epoch order by t.place), '{}') into v_epochs
-        from taken t;
-
-        if cardinality(v_nos) > 0 or cardinality(v_news) > 0 or is_repeat then
-            insert into durabletask.claim_mark (host_no, claim_id, taken, epochs, news)
-            values (v_host_no, claim_id, v_nos, v_epochs, v_news);
-            -- A copy that is later than this many claims has met a lock_timeout long ago.
-            delete from durabletask.claim_mark m
-            where m.host_no = v_host_no and m.claim_no <= (
-                select k.claim_no from durabletask.claim_mark k
-                where k.host_no = v_host_no order by k.claim_no desc offset 64 limit 1
-            );
-        end if;
+        v_epochs := durabletask.take(v_nos, v_host_no, claim.now_at);
+    end if;
+    if not v_repeated and (cardinality(v_nos) > 0 or cardinality(v_news) > 0 or is_repeat) then
+        insert into durabletask.claim_mark (host_no, claim_id, taken, epochs, news)
+        values (v_host_no, claim_id, v_nos, v_epochs, v_news);
+        -- A copy that is later than this many claims has met a lock_timeout long ago.
+        delete from durabletask.claim_mark m
+        where m.host_no = v_host_no and m.claim_no <= (
+            select k.claim_no from durabletask.claim_mark k
+            where k.host_no = v_host_no order by k.claim_no desc offset 64 limit 1
+        );
     end if;
 
-    more := (v_repeated or cardinality(v_nos) >= count_max) and exists (
-        select
-        from unnest(names) as n (name)
-        cross join lateral (
-            select from durabletask.process p
-            where p.name = n.name and p.claimable_at <= claim.now_at
-            order by p.claimable_at
-            limit 1
-        ) c
-    );
-    next_at := (
-        select min(c.claimable_at)
-        from unnest(names) as n (name)
-        cross join lateral (
-            select p.claimable_at from durabletask.process p
-            where p.name = n.name and p.claimable_at > claim.now_at
-            order by p.claimable_at
-            limit 1
-        ) c
-    );
+    if careful then
+        more := count_max > 0 and cardinality(v_nos) >= count_max;
+    else
+        more := (v_repeated or cardinality(v_nos) >= count_max) and exists (
+            select
+            from unnest(names) as n (name)
+            cross join lateral (
+                select from durabletask.process p
+                where p.name = n.name and p.claimable_at <= claim.now_at
+                order by p.claimable_at
+                limit 1
+            ) c
+        );
+        next_at := (
+            select min(c.claimable_at)
+            from unnest(names) as n (name)
+            cross join lateral (
+                select p.claimable_at from durabletask.process p
+                where p.name = n.name and p.claimable_at > claim.now_at
+                order by p.claimable_at
+                limit 1
+            ) c
+        );
+    end if;
     return next;
 
     if cardinality(v_nos) = 0 and not v_fenced and not v_moved then
@@ -1488,6 +1539,11 @@ begin
     if cardinality(v_nos) + cardinality(v_news) = 0 then
         return;
     end if;
+    if careful then
+        select s.nos, s.epochs, s.news, s.bad_nos, s.bad_epochs, s.damages
+        into v_nos, v_epochs, v_news, v_bad_nos, v_bad_epochs, v_damages
+        from durabletask.sift(v_nos, v_epochs, v_news) s;
+    end if;
     return query
     select claim.now_at, claim.next_at, claim.more, t.fresh,
         r.process_no, r.process_id, r.name, r.status, r.epoch, r.seq, r.deaths, r.generation,
@@ -1496,7 +1552,7 @@ begin
         r.parent_id, r.parent_incarnation, r.parent_generation, r.parent_key, r.ending_form,
         r.ending_payload, r.context, r.input,
         c.kinds, c.keys, c.indexes, c.forms, c.payloads, c.replaces, c.epochs, c.seqs, c.ats,
-        e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed
+        e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed, null::text
     from (
         select n.process_no, n.epoch, n.place, true as fresh
         from unnest(v_nos, v_epochs) with ordinality as n (process_no, epoch, place)
@@ -1530,7 +1586,338 @@ begin
     ) e on true
     where r.owner is not distinct from claim.host_id and (t.epoch is null or r.epoch = t.epoch)
     order by t.place;
+    if cardinality(v_bad_nos) > 0 then
+        return query
+        select claim.now_at, claim.next_at, claim.more, t.epoch is not null,
+            p.process_no, p.process_id, p.name, p.status, p.epoch, p.seq, p.deaths, p.generation,
+            p.parked, f.host_id, f.label, p.wake_at, p.created_at, p.updated_at, p.start_at,
+            p.started_at, p.deadline_at, p.finished_at, p.creation_id, p.input_digest, null::text,
+            p.parent_id, p.parent_incarnation, p.parent_generation, p.parent_key, null::text,
+            null::bytea, null::bytea, 'null'::bytea,
+            null::text[], null::text[], null::integer[], null::text[], null::bytea[],
+            null::boolean[], null::integer[], null::integer[], null::timestamptz[],
+            e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed, t.damage
+        from unnest(v_bad_nos, v_bad_epochs, v_damages) as t (process_no, epoch, damage)
+        join durabletask.process p on p.process_no = t.process_no
+        join durabletask.fence f on f.host_no = v_host_no
+        left join lateral (
+            select array_agg(e.position order by e.position) as positions,
+                array_agg(e.event_id order by e.position) as ids,
+                array_agg(e.name order by e.position) as names,
+                array_agg(e.payload order by e.position) as payloads,
+                array_agg(e.at order by e.position) as ats,
+                array_agg(e.consumed order by e.position) as consumed
+            from durabletask.event e
+            where t.damage is null and e.process_no = p.process_no and not e.consumed
+        ) e on true
+        where p.owner_no is not distinct from v_host_no and (t.epoch is null or p.epoch = t.epoch);
+    end if;
 end
 $$;
 
 insert into durabletask.migration (version, name, applied_at) values (5, 'claim', clock_timestamp());
+
+-- Damage: what cannot be read stops the processes that it belongs to, and no others.
+--
+-- Nothing here runs unless a statement has failed because of something unreadable. The errors for
+-- that are those of the classes XX (a page, an index or a value is damaged) and 58 (the disk);
+-- `internal_error` and `system_error` stand for the whole of them.
+
+-- Find by their numbers what can be read: "owned" by a host, "news" for it, "claimable" (the
+-- longest of each name), or with "letters". A range of numbers that fails is halved, until what
+-- fails is single numbers. Not by pages: a row that is updated meanwhile keeps its number.
+--
+-- `complete` is false if there was no end of failures, as where an index is damaged at its root.
+create function durabletask.readable(
+    what text, host_no bigint, names text[], now_at timestamptz, count_max integer,
+    out nos bigint[], out complete boolean
+)
+language plpgsql volatile as $$
+declare
+    -- Numbers begin at 1. Each range is twice as long as the one below it; the lowest comes first.
+    v_froms bigint[] := array(
+        select 1::bigint << k from generate_series(61, 0, -1) k);
+    v_untils bigint[] := array(
+        select 1::bigint << k from generate_series(62, 1, -1) k);
+    v_from bigint;
+    v_until bigint;
+    v_failures integer := 0;
+begin
+    nos := '{}';
+    complete := true;
+    while cardinality(v_froms) > 0 loop
+        v_from := v_froms[cardinality(v_froms)];
+        v_until := v_untils[cardinality(v_untils)];
+        v_froms := trim_array(v_froms, 1);
+        v_untils := trim_array(v_untils, 1);
+        begin
+            -- "epoch >= 0" and "name is not null" make sure that rows are read and not an index only.
+            case what
+            when 'owned' then
+                nos := nos || array(
+                    select p.process_no from durabletask.process p
+                    where p.process_no >= v_from and p.process_no < v_until
+                        and p.owner_no is not distinct from readable.host_no and p.epoch >= 0);
+            when 'news' then
+                nos := nos || array(
+                    select p.process_no from durabletask.process p
+                    where p.owner_no = readable.host_no and p.news and p.process_no >= v_from
+                        and p.process_no < v_until and p.epoch >= 0);
+            when 'claimable' then
+                nos := nos || array(
+                    select c.process_no
+                    from unnest(readable.names) as n (name)
+                    cross join lateral (
+                        select p.process_no from durabletask.process p
+                        where p.name = n.name and p.claimable_at <= readable.now_at
+                            and p.process_no >= v_from and p.process_no < v_until and p.epoch >= 0
+                        order by p.claimable_at, p.process_no
+                        limit readable.count_max
+                    ) c);
+            when 'letters' then
+                nos := nos || array(
+                    select distinct l.process_no from durabletask.letter l
+                    where l.process_no >= v_from and l.process_no < v_until
+                        and l.name is not null);
+            end case;
+        exception when internal_error or system_error then
+            v_failures := v_failures + 1;
+            if v_failures > 10000 then
+                complete := false;
+                return;
+            end if;
+            if v_until - v_from > 1 then
+                v_froms := v_froms || array[v_from + (v_until - v_from) / 2, v_from];
+                v_untils := v_untils || array[v_until, v_from + (v_until - v_from) / 2];
+            end if;
+        end;
+    end loop;
+end
+$$;
+
+-- Say what is wrong with what a claim reads of a process, or null. As text, since a value that lies
+-- elsewhere is read only when it is looked at.
+create function durabletask.damage_of(process_no bigint, history boolean, mailbox boolean)
+returns text
+language plpgsql volatile as $$
+begin
+    if history then
+        perform r::text from durabletask.process_row r
+        where r.process_no = damage_of.process_no;
+        perform c::text from durabletask.checkpoint c
+        where c.process_no = damage_of.process_no;
+    end if;
+    if mailbox then
+        perform e::text from durabletask.event e
+        where e.process_no = damage_of.process_no and not e.consumed;
+    end if;
+    return null;
+exception when internal_error or system_error then
+    return sqlerrm;
+end
+$$;
+
+-- Tell what is damaged of processes that shall be read; of the sound ones nothing is returned.
+create function durabletask.damages(ids text[], history boolean)
+returns table (process_id text, damage text)
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+#variable_conflict use_column
+begin
+    foreach process_id in array ids loop
+        begin
+            perform r::text from durabletask.process_row r where r.process_id = damages.process_id;
+            if history then
+                perform c::text from durabletask.checkpoint c
+                where c.process_no = (
+                    select p.process_no from durabletask.process p
+                    where p.process_id = damages.process_id);
+                perform e::text from durabletask.event e
+                where e.process_no = (
+                    select p.process_no from durabletask.process p
+                    where p.process_id = damages.process_id);
+            end if;
+        exception when internal_error or system_error then
+            damage := sqlerrm;
+            return next;
+        end;
+    end loop;
+end
+$$;
+
+-- Let go of what can be read of a host's processes; return whether none of it is left.
+create function durabletask.let_go_readable(host_no bigint, died boolean, now_at timestamptz)
+returns boolean
+language plpgsql volatile as $$
+declare
+    v_found record;
+    v_no bigint;
+    v_left bigint[] := '{}';
+begin
+    select f.nos, f.complete into v_found
+    from durabletask.readable('owned', host_no, null, null, null) f;
+    foreach v_no in array v_found.nos loop
+        begin
+            perform 1 from durabletask.process p
+            where p.process_no = v_no and p.owner_no is not distinct from let_go_readable.host_no
+            for update skip locked;
+            if not found then
+                v_left := v_left || v_no;
+                continue;
+            end if;
+            begin
+                perform durabletask.let_go_of(array[v_no], died, true, now_at);
+            exception when internal_error or system_error then
+                -- Who cannot say what was recorded shall not say that nothing was.
+                perform durabletask.let_go_of(array[v_no], false, false, now_at);
+            end;
+        exception when internal_error or system_error then
+            raise warning 'process number % cannot be let go: %', v_no, sqlerrm;
+        end;
+    end loop;
+    raise warning 'what is left of host number % cannot be read', host_no
+        using hint = format(
+            'once it can: select durabletask.let_go(%s, false, durabletask.clock())', host_no);
+    return v_found.complete and not exists (
+        select from durabletask.process p
+        where p.process_no = any (v_left)
+            and p.owner_no is not distinct from let_go_readable.host_no);
+end
+$$;
+
+-- Take the longest claimable processes of those that can be read.
+create function durabletask.take_readable(
+    host_no bigint, names text[], now_at timestamptz, count_max integer,
+    out nos bigint[], out epochs integer[]
+)
+language plpgsql volatile as $$
+declare
+    v_found bigint[];
+    v_no bigint;
+begin
+    nos := '{}';
+    epochs := '{}';
+    v_found := (
+        select f.nos from durabletask.readable('claimable', null, names, now_at, count_max) f);
+    for v_no in
+        select p.process_no from durabletask.process p
+        where p.process_no = any (v_found)
+        order by p.claimable_at, p.process_no + 0
+    loop
+        exit when cardinality(nos) >= count_max;
+        begin
+            perform 1 from durabletask.process p
+            where p.process_no = v_no and p.claimable_at <= now_at
+            for update skip locked;
+            if found then
+                epochs := epochs || durabletask.take(array[v_no], host_no, now_at);
+                nos := nos || v_no;
+            end if;
+        exception when internal_error or system_error then
+            raise warning 'process number % cannot be taken: %', v_no, sqlerrm;
+        end;
+    end loop;
+end
+$$;
+
+-- Hear what is new for a host's processes, as far as they can be read.
+create function durabletask.hear_readable(host_no bigint) returns bigint[]
+language plpgsql volatile as $$
+declare
+    v_no bigint;
+    v_news bigint[] := '{}';
+begin
+    for v_no in
+        select unnest(f.nos) from durabletask.readable('news', host_no, null, null, null) f
+    loop
+        begin
+            perform 1 from durabletask.process p
+            where p.process_no = v_no and p.news
+            for update skip locked;
+            if found then
+                update durabletask.process p set news = false where p.process_no = v_no;
+                v_news := v_news || v_no;
+            end if;
+        exception when internal_error or system_error then
+            raise warning 'process number % cannot be told its news: %', v_no, sqlerrm;
+        end;
+    end loop;
+    return v_news;
+end
+$$;
+
+-- Move the letters that can be read into the mailboxes that can.
+create function durabletask.move_readable_letters(now_at timestamptz) returns void
+language plpgsql volatile as $$
+declare
+    v_no bigint;
+begin
+    for v_no in
+        select unnest(f.nos) from durabletask.readable('letters', null, null, null, null) f
+    loop
+        begin
+            perform 1 from durabletask.process p
+            where p.process_no = v_no
+            for update skip locked;
+            if found then
+                perform durabletask.move_letters(array[v_no], now_at);
+            end if;
+        exception when internal_error or system_error then
+            raise warning 'the letters to process number % cannot be moved: %', v_no, sqlerrm;
+        end;
+    end loop;
+end
+$$;
+
+-- Sort out of what a claim hands out what cannot be read: whole are `nos` in `epochs` and `news`;
+-- of the others only the row itself is, and of `bad_news` the mailbox too where no damage is named.
+create function durabletask.sift(
+    inout nos bigint[], inout epochs integer[], inout news bigint[],
+    out bad_nos bigint[], out bad_epochs integer[], out damages text[]
+)
+language plpgsql volatile as $$
+declare
+    v_no bigint;
+    v_epoch integer;
+    v_damage text;
+    v_nos bigint[] := '{}';
+    v_epochs integer[] := '{}';
+    v_news bigint[] := '{}';
+begin
+    bad_nos := '{}';
+    bad_epochs := '{}';
+    damages := '{}';
+    for v_no, v_epoch in
+        select n.no, n.epoch from unnest(nos, epochs) with ordinality as n (no, epoch, place)
+        order by n.place
+    loop
+        v_damage := durabletask.damage_of(v_no, true, true);
+        if v_damage is null then
+            v_nos := v_nos || v_no;
+            v_epochs := v_epochs || v_epoch;
+        else
+            bad_nos := bad_nos || v_no;
+            bad_epochs := bad_epochs || v_epoch;
+            damages := damages || v_damage;
+        end if;
+    end loop;
+    foreach v_no in array news loop
+        v_damage := durabletask.damage_of(v_no, false, true);
+        if v_damage is null and durabletask.damage_of(v_no, true, false) is null then
+            v_news := v_news || v_no;
+        else
+            bad_nos := bad_nos || v_no;
+            bad_epochs := bad_epochs || null::integer;
+            damages := damages || v_damage;
+        end if;
+    end loop;
+    nos := v_nos;
+    epochs := v_epochs;
+    news := v_news;
+end
+$$;
+
+insert into durabletask.migration (version, name, applied_at) values (6, 'damage', clock_timestamp());

@@ -47,7 +47,7 @@ create table durabletask.process (
 create index process_claimable on durabletask.process (name, claimable_at, process_no)
     where claimable_at is not null;
 create index process_owner on durabletask.process (owner_no) where owner_no is not null;
-create index process_news on durabletask.process (owner_no) where news;
+create index process_news on durabletask.process (owner_no, process_no) where news;
 create index process_created on durabletask.process (created_at, process_id);
 create index process_finished on durabletask.process (finished_at) where finished_at is not null;
 create index process_parent on durabletask.process (parent_id) where parent_id is not null;

@@ -471,23 +471,13 @@ begin
 end
 $$;
 
--- Take all processes from a fenced host that can be locked; return whether none is left.
-create function durabletask.let_go(host_no bigint, died boolean, now_at timestamptz) returns boolean
-language plpgsql volatile
-set plan_cache_mode = 'force_generic_plan'
-set enable_seqscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off as $$
+-- Take processes, whose rows the caller holds, from a fenced host.
+create function durabletask.let_go_of(
+    process_nos bigint[], died boolean, counted boolean, now_at timestamptz
+) returns void
+language plpgsql volatile as $$
 #variable_conflict use_column
-declare
-    v_nos bigint[];
 begin
-    v_nos := array(
-        select p.process_no from durabletask.process p
-        where p.owner_no = let_go.host_no
-        order by p.process_no + 0
-        for update skip locked
-    );
     update durabletask.process p
     set owner_no = null,
         parked = false,
@@ -503,19 +493,46 @@ begin
         end
     from (
         select n.process_no, max(c.seq) as seq
-        from unnest(v_nos) as n (process_no)
+        from unnest(process_nos) as n (process_no)
         join durabletask.process q on q.process_no = n.process_no
         left join durabletask.checkpoint c
-            on c.process_no = q.process_no and c.epoch = q.epoch
+            on counted and c.process_no = q.process_no and c.epoch = q.epoch
         group by n.process_no
     ) r
     where p.process_no = r.process_no;
-    if exists (select from durabletask.process p where p.owner_no = let_go.host_no) then
-        return false;
+end
+$$;
+
+-- Take all processes from a fenced host that can be locked; return whether none is left. What
+-- cannot be read stays behind and does not count: else every claim of everybody would stumble on it.
+create function durabletask.let_go(host_no bigint, died boolean, now_at timestamptz) returns boolean
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+declare
+    v_done boolean;
+begin
+    begin
+        perform durabletask.let_go_of(
+            array(
+                select p.process_no from durabletask.process p
+                where p.owner_no = let_go.host_no
+                order by p.process_no + 0
+                for update skip locked
+            ),
+            died, true, now_at);
+        v_done := not exists (
+            select from durabletask.process p where p.owner_no = let_go.host_no);
+    exception when internal_error or system_error then
+        v_done := durabletask.let_go_readable(host_no, died, now_at);
+    end;
+    if v_done then
+        delete from durabletask.lease l where l.host_no = let_go.host_no;
+        delete from durabletask.claim_mark m where m.host_no = let_go.host_no;
     end if;
-    delete from durabletask.lease l where l.host_no = let_go.host_no;
-    delete from durabletask.claim_mark m where m.host_no = let_go.host_no;
-    return true;
+    return v_done;
 end
 $$;
 
@@ -580,8 +597,12 @@ begin
             -- Waits for the commits that hold the fence, and keeps later ones out.
             update durabletask.fence f set fenced_at = v_now
             where f.host_no = v_other.host_no and f.fenced_at is null;
-        exception when lock_not_available then
-            continue;  -- a transaction of that host hangs; the next claim tries again
+        exception
+            when lock_not_available then
+                continue;  -- a transaction of that host hangs; the next claim tries again
+            when internal_error or system_error then
+                raise warning 'host number % cannot be fenced: %', v_other.host_no, sqlerrm;
+                continue;
         end;
         perform durabletask.let_go(v_other.host_no, v_other.died, durabletask.clock());
         v_any := true;

@@ -1,13 +1,45 @@
 -- Claims: take what may run, with its history, and tell what is new for what is held.
 
+-- Make processes, whose rows the caller holds, those of a host; return their epochs.
+create function durabletask.take(process_nos bigint[], host_no bigint, now_at timestamptz)
+returns integer[]
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    v_epochs integer[];
+begin
+    with taken as (
+        update durabletask.process p
+        set epoch = p.epoch + 1,
+            seq = 0,
+            owner_no = host_no,
+            parked = false,
+            news = false,
+            claimable_at = null,
+            started_at = coalesce(p.started_at, now_at),
+            updated_at = now_at
+        from unnest(process_nos) with ordinality as n (process_no, place)
+        where p.process_no = n.process_no
+        returning p.epoch, n.place
+    )
+    select coalesce(array_agg(t.epoch order by t.place), '{}') into v_epochs
+    from taken t;
+    return v_epochs;
+end
+$$;
+
 -- Take up to `count_max` claimable processes of these names, longest claimable first, and return
 -- them with their checkpoints and mailboxes, and the news of those held already.
 --
 -- The first row is a header without a process. Everything is read after it was locked, by later
 -- statements than those that lock.
+--
+-- With `careful`, after an attempt that met something that cannot be read: what can be read is
+-- taken and told, and what it is of which the history cannot be read comes with `damage` in place
+-- of that. Names are served by age alone then, and `next_at` is not looked for.
 create function durabletask.claim(
     host_id text, claim_id text, names text[], count_max integer, by_witness boolean,
-    is_repeat boolean
+    is_repeat boolean, careful boolean default false
 ) returns table (
     now_at timestamptz, next_at timestamptz, more boolean, fresh boolean,
     process_no bigint, process_id text, name text, status text, epoch integer, seq integer,
@@ -20,7 +52,8 @@ create function durabletask.claim(
     kinds text[], keys text[], indexes integer[], forms text[], payloads bytea[],
     replaces boolean[], epochs integer[], seqs integer[], ats timestamptz[],
     event_positions integer[], event_ids text[], event_names text[], event_payloads bytea[],
-    event_ats timestamptz[], event_consumed boolean[])
+    event_ats timestamptz[], event_consumed boolean[],
+    damage text)
 language plpgsql volatile
 set lock_timeout = '1s'
 set plan_cache_mode = 'force_generic_plan'
@@ -38,6 +71,9 @@ declare
     v_repeated boolean := false;
     v_fenced boolean;
     v_moved boolean := false;
+    v_bad_nos bigint[] := '{}';
+    v_bad_epochs integer[];
+    v_damages text[];
 begin
     perform durabletask.check_isolation();
     perform durabletask.be_durable();
@@ -54,6 +90,12 @@ begin
         v_epochs := v_mark.epochs;
         v_news := v_mark.news;
         v_repeated := true;
+    elsif careful then
+        v_moved := true;
+        perform durabletask.move_readable_letters(now_at);
+        v_news := durabletask.hear_readable(v_host_no);
+        select t.nos, t.epochs into v_nos, v_epochs
+        from durabletask.take_readable(v_host_no, names, now_at, count_max) t;
     else
         v_moved := exists (select from durabletask.letter);
         if v_moved then
@@ -112,55 +154,43 @@ begin
             ) c
             order by c.claimable_at, c.process_no
         );
-        with taken as (
-            update durabletask.process p
-            set epoch = p.epoch + 1,
-                seq = 0,
-                owner_no = v_host_no,
-                parked = false,
-                news = false,
-                claimable_at = null,
-                started_at = coalesce(p.started_at, claim.now_at),
-                updated_at = claim.now_at
-            from unnest(v_nos) with ordinality as n (process_no, place)
-            where p.process_no = n.process_no
-            returning p.epoch, n.place
-        )
-        select coalesce(array_agg(t.epoch order by t.place), '{}') into v_epochs
-        from taken t;
-
-        if cardinality(v_nos) > 0 or cardinality(v_news) > 0 or is_repeat then
-            insert into durabletask.claim_mark (host_no, claim_id, taken, epochs, news)
-            values (v_host_no, claim_id, v_nos, v_epochs, v_news);
-            -- A copy that is later than this many claims has met a lock_timeout long ago.
-            delete from durabletask.claim_mark m
-            where m.host_no = v_host_no and m.claim_no <= (
-                select k.claim_no from durabletask.claim_mark k
-                where k.host_no = v_host_no order by k.claim_no desc offset 64 limit 1
-            );
-        end if;
+        v_epochs := durabletask.take(v_nos, v_host_no, claim.now_at);
+    end if;
+    if not v_repeated and (cardinality(v_nos) > 0 or cardinality(v_news) > 0 or is_repeat) then
+        insert into durabletask.claim_mark (host_no, claim_id, taken, epochs, news)
+        values (v_host_no, claim_id, v_nos, v_epochs, v_news);
+        -- A copy that is later than this many claims has met a lock_timeout long ago.
+        delete from durabletask.claim_mark m
+        where m.host_no = v_host_no and m.claim_no <= (
+            select k.claim_no from durabletask.claim_mark k
+            where k.host_no = v_host_no order by k.claim_no desc offset 64 limit 1
+        );
     end if;
 
-    more := (v_repeated or cardinality(v_nos) >= count_max) and exists (
-        select
-        from unnest(names) as n (name)
-        cross join lateral (
-            select from durabletask.process p
-            where p.name = n.name and p.claimable_at <= claim.now_at
-            order by p.claimable_at
-            limit 1
-        ) c
-    );
-    next_at := (
-        select min(c.claimable_at)
-        from unnest(names) as n (name)
-        cross join lateral (
-            select p.claimable_at from durabletask.process p
-            where p.name = n.name and p.claimable_at > claim.now_at
-            order by p.claimable_at
-            limit 1
-        ) c
-    );
+    if careful then
+        more := count_max > 0 and cardinality(v_nos) >= count_max;
+    else
+        more := (v_repeated or cardinality(v_nos) >= count_max) and exists (
+            select
+            from unnest(names) as n (name)
+            cross join lateral (
+                select from durabletask.process p
+                where p.name = n.name and p.claimable_at <= claim.now_at
+                order by p.claimable_at
+                limit 1
+            ) c
+        );
+        next_at := (
+            select min(c.claimable_at)
+            from unnest(names) as n (name)
+            cross join lateral (
+                select p.claimable_at from durabletask.process p
+                where p.name = n.name and p.claimable_at > claim.now_at
+                order by p.claimable_at
+                limit 1
+            ) c
+        );
+    end if;
     return next;
 
     if cardinality(v_nos) = 0 and not v_fenced and not v_moved then
@@ -170,6 +200,11 @@ begin
     if cardinality(v_nos) + cardinality(v_news) = 0 then
         return;
     end if;
+    if careful then
+        select s.nos, s.epochs, s.news, s.bad_nos, s.bad_epochs, s.damages
+        into v_nos, v_epochs, v_news, v_bad_nos, v_bad_epochs, v_damages
+        from durabletask.sift(v_nos, v_epochs, v_news) s;
+    end if;
     return query
     select claim.now_at, claim.next_at, claim.more, t.fresh,
         r.process_no, r.process_id, r.name, r.status, r.epoch, r.seq, r.deaths, r.generation,
@@ -178,7 +213,7 @@ begin
         r.parent_id, r.parent_incarnation, r.parent_generation, r.parent_key, r.ending_form,
         r.ending_payload, r.context, r.input,
         c.kinds, c.keys, c.indexes, c.forms, c.payloads, c.replaces, c.epochs, c.seqs, c.ats,
-        e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed
+        e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed, null::text
     from (
         select n.process_no, n.epoch, n.place, true as fresh
         from unnest(v_nos, v_epochs) with ordinality as n (process_no, epoch, place)
@@ -212,5 +247,31 @@ begin
     ) e on true
     where r.owner is not distinct from claim.host_id and (t.epoch is null or r.epoch = t.epoch)
     order by t.place;
+    if cardinality(v_bad_nos) > 0 then
+        return query
+        select claim.now_at, claim.next_at, claim.more, t.epoch is not null,
+            p.process_no, p.process_id, p.name, p.status, p.epoch, p.seq, p.deaths, p.generation,
+            p.parked, f.host_id, f.label, p.wake_at, p.created_at, p.updated_at, p.start_at,
+            p.started_at, p.deadline_at, p.finished_at, p.creation_id, p.input_digest, null::text,
+            p.parent_id, p.parent_incarnation, p.parent_generation, p.parent_key, null::text,
+            null::bytea, null::bytea, 'null'::bytea,
+            null::text[], null::text[], null::integer[], null::text[], null::bytea[],
+            null::boolean[], null::integer[], null::integer[], null::timestamptz[],
+            e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed, t.damage
+        from unnest(v_bad_nos, v_bad_epochs, v_damages) as t (process_no, epoch, damage)
+        join durabletask.process p on p.process_no = t.process_no
+        join durabletask.fence f on f.host_no = v_host_no
+        left join lateral (
+            select array_agg(e.position order by e.position) as positions,
+                array_agg(e.event_id order by e.position) as ids,
+                array_agg(e.name order by e.position) as names,
+                array_agg(e.payload order by e.position) as payloads,
+                array_agg(e.at order by e.position) as ats,
+                array_agg(e.consumed order by e.position) as consumed
+            from durabletask.event e
+            where t.damage is null and e.process_no = p.process_no and not e.consumed
+        ) e on true
+        where p.owner_no is not distinct from v_host_no and (t.epoch is null or p.epoch = t.epoch);
+    end if;
 end
 $$;

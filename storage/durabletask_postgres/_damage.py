@@ -1,0 +1,76 @@
+"""What cannot be read stops its own processes only: claims and reads are repeated with care.
+
+Knows which errors of the server mean that. Refuses to know where the damage
+is: the database's functions find that out, in parts of a transaction that may
+fail.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from asyncpg import Record
+
+from durabletask.errors import StorageCorruptError, StorageError
+from durabletask_postgres._sql import Statements
+from durabletask_postgres._trouble import UnexpectedError
+
+_log = logging.getLogger("durabletask")
+
+Fetch = Callable[..., Awaitable[Sequence[Record]]]
+
+_CLASSES = ("XX", "58")
+"""Of SQLSTATEs: a page, an index or a value is damaged; the disk answers with an error."""
+
+_HINT = "restore the page or the database from a backup; the server's log names the file"
+
+
+def is_damage(error: StorageError) -> bool:
+    """Return whether the server met something that it cannot read; nothing was written."""
+    return isinstance(error, UnexpectedError) and error.sqlstate.startswith(_CLASSES)
+
+
+class Salvage:
+    """Claims and reads of one storage, repeated with care where something is damaged."""
+
+    def __init__(self, fetch: Fetch, statements: Statements) -> None:
+        self._fetch = fetch
+        self._statements = statements
+        self._reported = ""
+
+    async def claim(self, *args: Any) -> Sequence[Record]:
+        """Return the records of a claim; what cannot be read comes with its damage or stays out.
+
+        Raises:
+            StorageError: See `ProcessStorage.claim`.
+        """
+        try:
+            return await self._fetch(self._statements["claim"], *args)
+        except UnexpectedError as error:
+            if not is_damage(error):
+                raise
+            if str(error) != self._reported:  # else at each claim for as long as it is there
+                self._reported = str(error)
+                _log.error("claiming around what cannot be read: %s; %s", error, _HINT)
+            return await self._fetch(self._statements["claim_carefully"], *args)
+
+    async def read(self, process_ids: Sequence[str], *, history: bool) -> Sequence[Record]:
+        """Return the records of processes, with their histories if asked for.
+
+        Raises:
+            StorageCorruptError: One of them cannot be read; the others can, in calls of their own.
+        """
+        statement = self._statements["read_history" if history else "read"]
+        try:
+            return await self._fetch(statement, process_ids)
+        except UnexpectedError as error:
+            if not is_damage(error):
+                raise
+            found = await self._fetch(self._statements["damages"], process_ids, history)
+            if not found:  # of its history, which nobody has asked for, or gone since
+                raise
+            names = ", ".join(f"{each['process_id']!r}: {each['damage']}" for each in found[:5])
+            more = f", and {len(found) - 5:,} more" if len(found) > 5 else ""
+            raise StorageCorruptError(
+                f"what is stored of process {names}{more} is damaged", hint=_HINT
+            ) from error

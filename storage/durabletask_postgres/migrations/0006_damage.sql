@@ -1,0 +1,302 @@
+-- Damage: what cannot be read stops the processes that it belongs to, and no others.
+--
+-- Nothing here runs unless a statement has failed because of something unreadable. The errors for
+-- that are those of the classes XX (a page, an index or a value is damaged) and 58 (the disk);
+-- `internal_error` and `system_error` stand for the whole of them.
+
+-- Find by their numbers what can be read: "owned" by a host, "news" for it, "claimable" (the
+-- longest of each name), or with "letters". A range of numbers that fails is halved, until what
+-- fails is single numbers. Not by pages: a row that is updated meanwhile keeps its number.
+--
+-- `complete` is false if there was no end of failures, as where an index is damaged at its root.
+create function durabletask.readable(
+    what text, host_no bigint, names text[], now_at timestamptz, count_max integer,
+    out nos bigint[], out complete boolean
+)
+language plpgsql volatile as $$
+declare
+    -- Numbers begin at 1. Each range is twice as long as the one below it; the lowest comes first.
+    v_froms bigint[] := array(
+        select 1::bigint << k from generate_series(61, 0, -1) k);
+    v_untils bigint[] := array(
+        select 1::bigint << k from generate_series(62, 1, -1) k);
+    v_from bigint;
+    v_until bigint;
+    v_failures integer := 0;
+begin
+    nos := '{}';
+    complete := true;
+    while cardinality(v_froms) > 0 loop
+        v_from := v_froms[cardinality(v_froms)];
+        v_until := v_untils[cardinality(v_untils)];
+        v_froms := trim_array(v_froms, 1);
+        v_untils := trim_array(v_untils, 1);
+        begin
+            -- "epoch >= 0" and "name is not null" make sure that rows are read and not an index only.
+            case what
+            when 'owned' then
+                nos := nos || array(
+                    select p.process_no from durabletask.process p
+                    where p.process_no >= v_from and p.process_no < v_until
+                        and p.owner_no is not distinct from readable.host_no and p.epoch >= 0);
+            when 'news' then
+                nos := nos || array(
+                    select p.process_no from durabletask.process p
+                    where p.owner_no = readable.host_no and p.news and p.process_no >= v_from
+                        and p.process_no < v_until and p.epoch >= 0);
+            when 'claimable' then
+                nos := nos || array(
+                    select c.process_no
+                    from unnest(readable.names) as n (name)
+                    cross join lateral (
+                        select p.process_no from durabletask.process p
+                        where p.name = n.name and p.claimable_at <= readable.now_at
+                            and p.process_no >= v_from and p.process_no < v_until and p.epoch >= 0
+                        order by p.claimable_at, p.process_no
+                        limit readable.count_max
+                    ) c);
+            when 'letters' then
+                nos := nos || array(
+                    select distinct l.process_no from durabletask.letter l
+                    where l.process_no >= v_from and l.process_no < v_until
+                        and l.name is not null);
+            end case;
+        exception when internal_error or system_error then
+            v_failures := v_failures + 1;
+            if v_failures > 10000 then
+                complete := false;
+                return;
+            end if;
+            if v_until - v_from > 1 then
+                v_froms := v_froms || array[v_from + (v_until - v_from) / 2, v_from];
+                v_untils := v_untils || array[v_until, v_from + (v_until - v_from) / 2];
+            end if;
+        end;
+    end loop;
+end
+$$;
+
+-- Say what is wrong with what a claim reads of a process, or null. As text, since a value that lies
+-- elsewhere is read only when it is looked at.
+create function durabletask.damage_of(process_no bigint, history boolean, mailbox boolean)
+returns text
+language plpgsql volatile as $$
+begin
+    if history then
+        perform r::text from durabletask.process_row r
+        where r.process_no = damage_of.process_no;
+        perform c::text from durabletask.checkpoint c
+        where c.process_no = damage_of.process_no;
+    end if;
+    if mailbox then
+        perform e::text from durabletask.event e
+        where e.process_no = damage_of.process_no and not e.consumed;
+    end if;
+    return null;
+exception when internal_error or system_error then
+    return sqlerrm;
+end
+$$;
+
+-- Tell what is damaged of processes that shall be read; of the sound ones nothing is returned.
+create function durabletask.damages(ids text[], history boolean)
+returns table (process_id text, damage text)
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+#variable_conflict use_column
+begin
+    foreach process_id in array ids loop
+        begin
+            perform r::text from durabletask.process_row r where r.process_id = damages.process_id;
+            if history then
+                perform c::text from durabletask.checkpoint c
+                where c.process_no = (
+                    select p.process_no from durabletask.process p
+                    where p.process_id = damages.process_id);
+                perform e::text from durabletask.event e
+                where e.process_no = (
+                    select p.process_no from durabletask.process p
+                    where p.process_id = damages.process_id);
+            end if;
+        exception when internal_error or system_error then
+            damage := sqlerrm;
+            return next;
+        end;
+    end loop;
+end
+$$;
+
+-- Let go of what can be read of a host's processes; return whether none of it is left.
+create function durabletask.let_go_readable(host_no bigint, died boolean, now_at timestamptz)
+returns boolean
+language plpgsql volatile as $$
+declare
+    v_found record;
+    v_no bigint;
+    v_left bigint[] := '{}';
+begin
+    select f.nos, f.complete into v_found
+    from durabletask.readable('owned', host_no, null, null, null) f;
+    foreach v_no in array v_found.nos loop
+        begin
+            perform 1 from durabletask.process p
+            where p.process_no = v_no and p.owner_no is not distinct from let_go_readable.host_no
+            for update skip locked;
+            if not found then
+                v_left := v_left || v_no;
+                continue;
+            end if;
+            begin
+                perform durabletask.let_go_of(array[v_no], died, true, now_at);
+            exception when internal_error or system_error then
+                -- Who cannot say what was recorded shall not say that nothing was.
+                perform durabletask.let_go_of(array[v_no], false, false, now_at);
+            end;
+        exception when internal_error or system_error then
+            raise warning 'process number % cannot be let go: %', v_no, sqlerrm;
+        end;
+    end loop;
+    raise warning 'what is left of host number % cannot be read', host_no
+        using hint = format(
+            'once it can: select durabletask.let_go(%s, false, durabletask.clock())', host_no);
+    return v_found.complete and not exists (
+        select from durabletask.process p
+        where p.process_no = any (v_left)
+            and p.owner_no is not distinct from let_go_readable.host_no);
+end
+$$;
+
+-- Take the longest claimable processes of those that can be read.
+create function durabletask.take_readable(
+    host_no bigint, names text[], now_at timestamptz, count_max integer,
+    out nos bigint[], out epochs integer[]
+)
+language plpgsql volatile as $$
+declare
+    v_found bigint[];
+    v_no bigint;
+begin
+    nos := '{}';
+    epochs := '{}';
+    v_found := (
+        select f.nos from durabletask.readable('claimable', null, names, now_at, count_max) f);
+    for v_no in
+        select p.process_no from durabletask.process p
+        where p.process_no = any (v_found)
+        order by p.claimable_at, p.process_no + 0
+    loop
+        exit when cardinality(nos) >= count_max;
+        begin
+            perform 1 from durabletask.process p
+            where p.process_no = v_no and p.claimable_at <= now_at
+            for update skip locked;
+            if found then
+                epochs := epochs || durabletask.take(array[v_no], host_no, now_at);
+                nos := nos || v_no;
+            end if;
+        exception when internal_error or system_error then
+            raise warning 'process number % cannot be taken: %', v_no, sqlerrm;
+        end;
+    end loop;
+end
+$$;
+
+-- Hear what is new for a host's processes, as far as they can be read.
+create function durabletask.hear_readable(host_no bigint) returns bigint[]
+language plpgsql volatile as $$
+declare
+    v_no bigint;
+    v_news bigint[] := '{}';
+begin
+    for v_no in
+        select unnest(f.nos) from durabletask.readable('news', host_no, null, null, null) f
+    loop
+        begin
+            perform 1 from durabletask.process p
+            where p.process_no = v_no and p.news
+            for update skip locked;
+            if found then
+                update durabletask.process p set news = false where p.process_no = v_no;
+                v_news := v_news || v_no;
+            end if;
+        exception when internal_error or system_error then
+            raise warning 'process number % cannot be told its news: %', v_no, sqlerrm;
+        end;
+    end loop;
+    return v_news;
+end
+$$;
+
+-- Move the letters that can be read into the mailboxes that can.
+create function durabletask.move_readable_letters(now_at timestamptz) returns void
+language plpgsql volatile as $$
+declare
+    v_no bigint;
+begin
+    for v_no in
+        select unnest(f.nos) from durabletask.readable('letters', null, null, null, null) f
+    loop
+        begin
+            perform 1 from durabletask.process p
+            where p.process_no = v_no
+            for update skip locked;
+            if found then
+                perform durabletask.move_letters(array[v_no], now_at);
+            end if;
+        exception when internal_error or system_error then
+            raise warning 'the letters to process number % cannot be moved: %', v_no, sqlerrm;
+        end;
+    end loop;
+end
+$$;
+
+-- Sort out of what a claim hands out what cannot be read: whole are `nos` in `epochs` and `news`;
+-- of the others only the row itself is, and of `bad_news` the mailbox too where no damage is named.
+create function durabletask.sift(
+    inout nos bigint[], inout epochs integer[], inout news bigint[],
+    out bad_nos bigint[], out bad_epochs integer[], out damages text[]
+)
+language plpgsql volatile as $$
+declare
+    v_no bigint;
+    v_epoch integer;
+    v_damage text;
+    v_nos bigint[] := '{}';
+    v_epochs integer[] := '{}';
+    v_news bigint[] := '{}';
+begin
+    bad_nos := '{}';
+    bad_epochs := '{}';
+    damages := '{}';
+    for v_no, v_epoch in
+        select n.no, n.epoch from unnest(nos, epochs) with ordinality as n (no, epoch, place)
+        order by n.place
+    loop
+        v_damage := durabletask.damage_of(v_no, true, true);
+        if v_damage is null then
+            v_nos := v_nos || v_no;
+            v_epochs := v_epochs || v_epoch;
+        else
+            bad_nos := bad_nos || v_no;
+            bad_epochs := bad_epochs || v_epoch;
+            damages := damages || v_damage;
+        end if;
+    end loop;
+    foreach v_no in array news loop
+        v_damage := durabletask.damage_of(v_no, false, true);
+        if v_damage is null and durabletask.damage_of(v_no, true, false) is null then
+            v_news := v_news || v_no;
+        else
+            bad_nos := bad_nos || v_no;
+            bad_epochs := bad_epochs || null::integer;
+            damages := damages || v_damage;
+        end if;
+    end loop;
+    nos := v_nos;
+    epochs := v_epochs;
+    news := v_news;
+end
+$$;
