@@ -9,11 +9,12 @@ from typing import ClassVar
 
 import asyncpg
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
 from durabletask.storage import Lease, ProcessStorage, Unit
 from durabletask.testing import VirtualClock
-from durabletask.testing._machine_steps import is_plain
+from durabletask.testing._machine_steps import UnitPlan, is_plain, unit_plans
 from durabletask.testing.machine import StorageMachine
 from durabletask_postgres import PostgresStorage
 from tests.postgres.stores import Schemas, at_time
@@ -44,6 +45,12 @@ class PostgresMachine(StorageMachine):
             # Over a pool nobody sees a host die: its lease has to end.
             self.clock.advance(LEASE_TTL_S)
         return self.at(self.clock)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), plans=st.lists(unit_plans, min_size=5, max_size=20))
+    def commit_many(self, data: st.DataObject, plans: list[UnitPlan]) -> None:
+        """Commit a batch of which the storage makes several parts."""
+        self.commit(data, plans)
 
     def _commit(self, lease: Lease, units: Sequence[Unit]) -> None:
         """Leave out what no host sends: changes that are older than a step that was recorded.

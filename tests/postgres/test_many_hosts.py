@@ -2,16 +2,18 @@
 
 import asyncio
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
+from durabletask import Process, ProcessClient, ProcessHost
 from durabletask.errors import LeaseLostError, StorageError
 from durabletask.storage import Lease
 from durabletask.testing._conformance.world import World, step, unit
 from durabletask_postgres import PostgresStorage
 from durabletask_postgres._sql import Statements
 from durabletask_postgres.testing import ThrowAwayPostgres
+from tests.postgres.pooler import Pooler
 from tests.postgres.stores import PATIENCE_S, Schemas, connected, make, new_world
 
 LONG_S = 600.0
@@ -185,3 +187,86 @@ async def _until_back(world: World) -> None:
                 await world.ids()
                 if heart.witness:
                     return
+
+
+# --- hosts as users run them -------------------------------------------------------------------
+
+NEVER_S = 600.0
+"""Between two looks of a host that must be told, and a lease that must not end."""
+
+
+async def waits(proc: Process) -> str:
+    """Wait for an event, and say who went on."""
+    await proc.do("begun", str)
+    return await proc.event("go", str)
+
+
+async def host_on(schemas: Schemas, schema: str, **options: Any) -> ProcessHost:
+    """Start a host with a storage of its own."""
+    storage = PostgresStorage(
+        schemas.dsn, schema=schema, lease_ttl_s=NEVER_S, notify=options.pop("notify", True)
+    )
+    host = ProcessHost(storage, processes=[waits], **options)
+    await host.start()
+    return host
+
+
+async def test_an_event_wakes_a_process_of_another_host_at_once(schemas: Schemas) -> None:
+    """Issue 3 point 3: told by a message, as this host looks by itself every ten minutes."""
+    with schemas.new() as schema:
+        host = await host_on(schemas, schema, poll_s=NEVER_S)
+        await host.spawn(waits, "p")
+        storage = PostgresStorage(schemas.dsn, schema=schema)
+        async with ProcessClient(storage, processes=[waits], poll_s=NEVER_S) as client:
+            await client.raise_event("p", "go", "now")
+            # Who waits for the result is not told by a host of its own, but by a message too.
+            assert await client.get(waits, "p").result(timeout=PATIENCE_S) == "now"
+        await host.stop()
+
+
+async def test_polling_alone_is_enough(schemas: Schemas) -> None:
+    """FAILURES C36: without any message everything is found, only later."""
+    with schemas.new() as schema:
+        host = await host_on(schemas, schema, poll_s=0.1, notify=False)
+        storage = PostgresStorage(schemas.dsn, schema=schema, notify=False)
+        async with ProcessClient(storage, processes=[waits], poll_s=0.1) as client:
+            handle = await client.spawn(waits, "p")
+            await handle.raise_event("go", "now")
+            assert await handle.result(timeout=PATIENCE_S) == "now"
+        await host.stop()
+
+
+async def test_a_host_that_stops_hands_over_at_once(schemas: Schemas) -> None:
+    """Issue 3 point 3: the others are told, take what it held, and count no death."""
+    with schemas.new() as schema:
+        first = await host_on(schemas, schema, poll_s=NEVER_S, label="first")
+        handles = [await first.spawn(waits, f"p{number}") for number in range(20)]
+        second = await host_on(schemas, schema, poll_s=NEVER_S, label="second")
+        await first.stop()
+        for each in handles:
+            handle = second.get(waits, each.id)
+            async with asyncio.timeout(PATIENCE_S):
+                while (await handle.info()).host != "second":
+                    pass
+            await handle.raise_event("go", "on")
+            assert await handle.result(timeout=PATIENCE_S) == "on"
+        async with connected(schemas.dsn) as connection:
+            assert await connection.fetchval(f"select max(deaths) from {schema}.process") == 0
+        await second.stop()
+
+
+async def test_behind_a_pooler_a_host_is_replaced_when_its_lease_ends(schemas: Schemas) -> None:
+    """Issue 3 point 4: no session there tells who lives, so none is missed."""
+    with schemas.new() as schema, Pooler(schemas.dsn) as pooler:
+        async with new_world(pooler.dsn, schema, lease_ttl_s=LONG_S) as other:
+            lease = await other.host("other")
+            async with new_world(pooler.dsn, schema, lease_ttl_s=LONG_S) as dying:
+                await dying.held("p", await dying.host("dying"))
+            assert await look_for(other, lease, 2 * GRACE_S) == []
+            async with connected(schemas.dsn) as connection:
+                end = "update durabletask.lease set expires_at = now() "
+                mine = (
+                    " where host_no <> (select host_no from durabletask.fence where host_id = $1)"
+                )
+                await connection.execute(Statements(schema).rewrite(end + mine), "other")
+            assert await until_taken(other, lease) == ["p"]
