@@ -9,12 +9,15 @@ that notifies takes a lock that every other such commit waits for.
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from durabletask.errors import StorageError
+from durabletask_postgres._line import Line
 from durabletask_postgres._sql import Statements
+from durabletask_postgres._trouble import DRIVER_ERRORS, storage_error
 
 _log = logging.getLogger("durabletask")
 
@@ -22,9 +25,15 @@ PAYLOAD_BYTES_MAX: Final = 7_999
 """The server's limit."""
 
 PAUSE_S: Final = 0.01
-"""After a message, so that a busy host does not make the others look a thousand times a second."""
+"""For each message, so that a busy host does not make the others look a thousand times a second."""
+
+SPARE_MAX: Final = 10
+"""Messages that go out without a pause after a quiet while: where one program waits for another,
+message by message, no pause is in their way."""
 
 Fetch = Callable[..., Awaitable[object]]
+OnNews = Callable[[str | None], None]
+"""Gets the id of a process, or None for "anything"."""
 
 
 class Heard(NamedTuple):
@@ -51,6 +60,35 @@ def heard(message: str, instance: str) -> Heard:
     return Heard(sender == instance, process_id or None)
 
 
+async def listen(
+    line: Line, channel: str, instance: str, on_news: OnNews, timeout_s: float
+) -> None:
+    """Have what others tell passed on for as long as the connection lasts.
+
+    Args:
+        line: A session of its own, not a pooler's.
+        channel: The schema.
+        instance: Whose messages are not news.
+        on_news: Called on the connection's loop; with None as soon as it listens.
+        timeout_s: How long to wait for the server's answer.
+
+    Raises:
+        StorageError: It does not listen.
+    """
+
+    def hear(connection: object, pid: int, channel: str, message: object) -> None:
+        news = heard(str(message), instance)
+        if not news.own:
+            on_news(news.process_id)
+
+    try:
+        async with asyncio.timeout(timeout_s):
+            await line.connection.add_listener(channel, hear)
+    except DRIVER_ERRORS as error:
+        raise storage_error(error, sent=True) from error
+    on_news(None)  # first listen, then look: nobody heard what was told until now
+
+
 class Notifier:
     """Sends messages, one statement at a time; what gathers meanwhile becomes "anything"."""
 
@@ -63,6 +101,7 @@ class Notifier:
         "_schema",
         "_statement",
         "_task",
+        "_used_s",
     )
 
     def __init__(
@@ -84,6 +123,8 @@ class Notifier:
         self._pending: set[str | None] = set()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        # Up to which instant the pauses of all messages have been used up; never long ago.
+        self._used_s = -math.inf
 
     def tell(self, process_id: str | None) -> None:
         """Let other hosts know soon that a process, or anything, may need them. Never raises."""
@@ -114,7 +155,13 @@ class Notifier:
                     )
                 except StorageError as error:
                     _log.debug("other hosts were not told, and will see when they look: %s", error)
-                if not self._closed:
-                    await asyncio.sleep(self._pause_s)
+                await self._pause()
         finally:
             self._task = None
+
+    async def _pause(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        earliest_s = now_s - SPARE_MAX * self._pause_s
+        self._used_s = max(self._used_s, earliest_s) + self._pause_s
+        if self._used_s > now_s and not self._closed:
+            await asyncio.sleep(self._used_s - now_s)

@@ -8,7 +8,6 @@ Refuses to know of threads: everything here runs on one loop.
 import asyncio
 import logging
 import random
-from collections.abc import Callable
 from typing import Final
 
 from durabletask.errors import (
@@ -20,9 +19,9 @@ from durabletask.errors import (
 from durabletask.storage import Clock, Lease
 from durabletask_postgres._connections import Connections
 from durabletask_postgres._line import Line, Record
-from durabletask_postgres._notify import heard
+from durabletask_postgres._notify import OnNews, listen
 from durabletask_postgres._sql import Statements
-from durabletask_postgres._trouble import DRIVER_ERRORS, storage_error
+from durabletask_postgres._trouble import DRIVER_ERRORS
 
 _log = logging.getLogger("durabletask")
 
@@ -49,8 +48,6 @@ LAST_PAUSE_S: Final = 0.25
 WITNESS_PAUSE_S: Final = 0.02
 WITNESS_PAUSE_MAX_S: Final = 1.0
 CLOSE_TIMEOUT_S: Final = 1.0
-
-OnNews = Callable[[str | None], None]
 
 
 class Pulse:
@@ -208,20 +205,10 @@ class Pulse:
                 raise StorageUnavailableError("the connection of the heart was lost")
 
     async def _listen(self, line: Line) -> None:
-        if self._on_news is None:
-            return
-        async with self._using:
-            try:
-                async with asyncio.timeout(self._ttl_s * ANSWER_SHARE):
-                    await line.connection.add_listener(self._statements.schema, self._hear)
-            except DRIVER_ERRORS as error:
-                raise storage_error(error, sent=True) from error
-        self._on_news(None)  # nobody listened until now
-
-    def _hear(self, connection: object, pid: int, channel: str, message: object) -> None:
-        news = heard(str(message), self._instance)
-        if self._on_news is not None and not news.own:
-            self._on_news(news.process_id)
+        if self._on_news is not None:
+            schema, timeout_s = self._statements.schema, self._ttl_s * ANSWER_SHARE
+            async with self._using:
+                await listen(line, schema, self._instance, self._on_news, timeout_s)
 
     async def _call(self, name: str, *args: object) -> list[Record]:
         async with self._using:
