@@ -52,7 +52,7 @@ async def seconds_left(schemas: Schemas, schema: str) -> float:
 async def test_a_host_whose_sessions_are_gone_is_replaced_long_before_its_lease_ends(
     schemas: Schemas,
 ) -> None:
-    """G11 S1.16: a killed program's sessions end with it; the others see it and go on."""
+    """G11 S1.01: a killed program's sessions end with it; the others see it and go on."""
     with schemas.new() as schema:
         async with new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as other:
             lease = await other.host("other")
@@ -68,7 +68,7 @@ async def test_a_host_whose_sessions_are_gone_is_replaced_long_before_its_lease_
 
 
 async def test_a_fenced_host_is_refused_for_good(schemas: Schemas) -> None:
-    """G4 F016: whoever was taken for dead can neither write, claim nor renew any more."""
+    """G4 F016 S2.14: whoever was taken for dead can neither write, claim nor renew any more."""
     with schemas.new() as schema:
         async with (
             new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as zombie,
@@ -237,7 +237,7 @@ async def test_polling_alone_is_enough(schemas: Schemas) -> None:
 
 
 async def test_a_host_that_stops_hands_over_at_once(schemas: Schemas) -> None:
-    """Issue 3 point 3: the others are told, take what it held, and count no death."""
+    """Issue 3 point 3, S3.02 S4.10: the others are told, take what it held, and count no death."""
     with schemas.new() as schema:
         first = await host_on(schemas, schema, poll_s=NEVER_S, label="first")
         handles = [await first.spawn(waits, f"p{number}") for number in range(20)]

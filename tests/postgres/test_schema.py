@@ -60,7 +60,7 @@ async def test_nothing_depends_on_the_clock_of_a_transaction(
 
 
 async def test_people_read_json_in_psql(schemas: Schemas) -> None:
-    """Issue 3 point 1: the views show values as JSON, who runs what, and what ended how."""
+    """Issue 3 point 1, S1.20: the views show JSON, who runs what, and what ended how."""
     with schemas.new() as schema:
         async with new_world(schemas.dsn, schema) as world, connected(schemas.dsn) as connection:
             lease = await world.host("me")

@@ -132,7 +132,7 @@ async def test_a_constraint_that_fails_at_commit_is_the_step_s_failure(schemas: 
 
 
 async def test_a_spawn_in_the_users_transaction_is_as_real_as_its_rows(schemas: Schemas) -> None:
-    """Issue 3 point 5: open, nobody waits for it; rolled back, nothing was; committed, it runs."""
+    """S1.16: open, nobody waits for it; rolled back, nothing was; committed, it runs."""
 
     async def order(proc: Process, number: int) -> int:
         return await proc.do("double", lambda: number * 2)
