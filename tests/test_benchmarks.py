@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from benchmarks import (
+    batches_postgres,
     claim_postgres,
     engine_memory,
     event_latency,
@@ -48,6 +49,7 @@ ON_FILES = (
 )
 
 ON_POSTGRES = (
+    batches_postgres,
     claim_postgres,
     event_postgres,
     idle_latency_postgres,
