@@ -1,5 +1,6 @@
 """What the database knows too is what the library knows: rules, words and times."""
 
+import asyncio
 import itertools
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +11,7 @@ from durabletask.testing._conformance.world import NAME, step, unit
 from durabletask_postgres._rows import refusal
 from durabletask_postgres._sql import FOLDER, Statements
 from tests.postgres.server import Postgres
-from tests.postgres.stores import Schemas, connected, make, new_world
+from tests.postgres.stores import PATIENCE_S, Schemas, connected, make, new_world
 
 FUNCTIONS = "\n".join(path.read_text() for path in sorted(FOLDER.glob("migrations/*.sql")))
 
@@ -135,3 +136,24 @@ async def test_retention_purges_what_finished_long_ago_in_bounded_batches(
             assert await world.ids() == ids[6:]
             left = f"select count(*) from {schema}.checkpoint"
             assert await connection.fetchval(left) == 2
+
+
+async def test_hosts_purge_what_has_finished_long_ago(schemas: Schemas) -> None:
+    """Issue 3 point 1: with retention= it goes by itself; what runs or has just finished stays."""
+    with schemas.new() as schema:
+        async with new_world(schemas.dsn, schema) as world, connected(schemas.dsn) as connection:
+            lease = await world.host("me")
+            rows = await world.add("old", "new", "live", lease=lease)
+            for row in rows[:2]:
+                await world.done(lease, unit(row, 1, step("a")))
+                await world.finish(lease, row)
+            await connection.execute(
+                f"update {schema}.process set finished_at = finished_at - interval '8 days'"
+                " where process_id = 'old'"
+            )
+            async with new_world(schemas.dsn, schema, retention=timedelta(days=7)) as other:
+                await other.host("other")
+                async with asyncio.timeout(PATIENCE_S):
+                    while (left := await world.ids()) == ["live", "new", "old"]:
+                        pass
+        assert left == ["live", "new"]
