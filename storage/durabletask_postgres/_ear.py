@@ -124,7 +124,7 @@ class Ear:
                 finally:
                     line.terminate()  # an idle session has nothing to lose
             except StorageError as error:
-                _log.info("no message is heard, so waits are as long as polls: %s", error)
+                _log.debug("no message is heard, so waits are as long as polls: %s", error)
             # Programs that lost their sessions in one instant shall not all knock in one instant.
             await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))
             self._pause_s = min(self._pause_s * 2, last_s)
