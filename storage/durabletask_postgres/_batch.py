@@ -179,11 +179,11 @@ def _change_columns(units: list[Unit]) -> list[list[Any]]:
         return _NO_CHANGES
     endings = [unit.ending for unit in units]
     points = [
-        (unit.incarnation, ordinal, point, first_wins)
-        for unit in units
+        (place, ordinal, point, first_wins)
+        for place, unit in enumerate(units, 1)
         for ordinal, (point, first_wins) in enumerate(_points(unit))
     ]
-    taken = [(unit.incarnation, position) for unit in units for position in unit.consumes]
+    taken = [(place, position) for place, unit in enumerate(units, 1) for position in unit.consumes]
     return [
         [unit.process_id for unit in units],
         [unit.incarnation for unit in units],
@@ -196,7 +196,7 @@ def _change_columns(units: list[Unit]) -> list[list[Any]]:
         [None if each is None else each.payload for each in endings],
         [unit.leave for unit in units],
         [len(unit.consumes) for unit in units],
-        [number for number, _, _, _ in points],
+        [place for place, _, _, _ in points],
         [ordinal for _, ordinal, _, _ in points],
         [point.kind for _, _, point, _ in points],
         [point.key for _, _, point, _ in points],
@@ -205,7 +205,7 @@ def _change_columns(units: list[Unit]) -> list[list[Any]]:
         [point.payload for _, _, point, _ in points],
         [point.replaces for _, _, point, _ in points],
         [first_wins for _, _, _, first_wins in points],
-        [number for number, _ in taken],
+        [place for place, _ in taken],
         [position for _, position in taken],
     ]
 

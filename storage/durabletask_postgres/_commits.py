@@ -6,6 +6,7 @@ may do is for the database's functions to judge.
 """
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,12 @@ WARY_S = 1.0
 """For how long after a row was found locked no commit waits for rows: its owner sits on it."""
 
 
+SESSIONS_KNOWN_MAX = 16
+
+CHECK_PAUSE_S = 5.0
+"""Between two checks where it cannot be known which session answers."""
+
+
 class Commits:
     """Commits of the leases of one storage.
 
@@ -50,6 +57,7 @@ class Commits:
 
     def __init__(self, connections: Connections, statements: Statements, clock: Clock) -> None:
         self._connections = connections
+        self._check = statements["check"]
         self._step = statements["step"]
         self._steps = statements["steps"]
         self._units = statements["commit"]
@@ -58,6 +66,9 @@ class Commits:
         # By host, the session that gave the last answer: it knows of what it has told.
         self._told_in: dict[str, object] = {}
         self._wary_until_s = 0.0
+        # The latest sessions in which a host has made sure, and when it did so last.
+        self._checked: dict[str, deque[object]] = {}
+        self._checked_s = -CHECK_PAUSE_S
         self.names: dict[int, str] = {}
 
     async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
@@ -84,7 +95,32 @@ class Commits:
         """Forget what a host was told: its lease is over."""
         self._marks.pop(lease.host_id, None)
         self._told_in.pop(lease.host_id, None)
+        self._checked.pop(lease.host_id, None)
         self.names.clear()
+
+    async def check(self, lease: Lease) -> None:
+        """Make sure, in a session that is new to a host, that the database holds what it told it.
+
+        A commit asks anyway. This is for a host that has nothing to commit:
+        what it waits for may have come again behind what was lost.
+
+        Raises:
+            StorageRewoundError: The database has gone back in time.
+        """
+        mark = self._marks.get(lease.host_id)
+        session = self._connections.session
+        checked = self._checked.setdefault(lease.host_id, deque(maxlen=SESSIONS_KNOWN_MAX))
+        if mark is None or any(session is each for each in checked):
+            return
+        if session is None:
+            # A pooler's or a pool's affair, and any answer may be from another one.
+            now_s = self._clock.monotonic_s()
+            if now_s - self._checked_s < CHECK_PAUSE_S:
+                return
+            self._checked_s = now_s
+        await self._connections.fetch(self._check, lease.host_id, *mark)
+        if session is not None:
+            checked.append(session)
 
     async def _ask(self, lease: Lease, statement: str, *args: Any) -> list[Record]:
         session = self._connections.session

@@ -195,7 +195,7 @@ class PostgresStorage:
 
     async def list(self, query: Query) -> Page:
         """List processes in order of creation."""
-        records = await self._fetch(self._statements["list"], *query_columns(query))
+        records = await self._salvage.list(*query_columns(query))
         rows = tuple(row_of(each) for each in records[: query.limit])
         return Page(rows, cursor_after(rows[-1]) if len(records) > query.limit else None)
 
@@ -251,6 +251,7 @@ class PostgresStorage:
         by_witness = now_s - self._looked_s >= WITNESS_LOOK_S
         if by_witness:
             self._looked_s = now_s
+        await self._commits.check(lease)
         try:
             header, *records = await self._salvage.claim(
                 lease.host_id,
@@ -341,7 +342,7 @@ class PostgresStorage:
 
     async def _be_ready(self) -> None:
         """Have the schema brought up to date, which the user's connection cannot do."""
-        if self._connections.facts is None:
+        if not self._connections.ready:
             await self._fetch(self._statements["now"])
 
     async def _notify_in(self, connection: Any, process_id: str) -> None:

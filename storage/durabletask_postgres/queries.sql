@@ -88,6 +88,41 @@ select c.* from durabletask.claim($1, $2, $3, $4, $5, $6) c;
 -- name: claim_carefully
 select c.* from durabletask.claim($1, $2, $3, $4, $5, $6, careful => true) c;
 
+-- name: read_carefully
+select r.*,
+    c.kinds, c.keys, c.indexes, c.forms, c.payloads, c.replaces, c.epochs, c.seqs, c.ats,
+    e.event_positions, e.event_ids, e.event_names, e.event_payloads, e.event_ats, e.event_consumed
+from durabletask.rows_of($1) r
+left join lateral (
+    select array_agg(c.kind order by c.epoch, c.seq, c.ordinal) as kinds,
+        array_agg(c.key order by c.epoch, c.seq, c.ordinal) as keys,
+        array_agg(c.index order by c.epoch, c.seq, c.ordinal) as indexes,
+        array_agg(c.form order by c.epoch, c.seq, c.ordinal) as forms,
+        array_agg(c.payload order by c.epoch, c.seq, c.ordinal) as payloads,
+        array_agg(c.replaces order by c.epoch, c.seq, c.ordinal) as replaces,
+        array_agg(c.epoch order by c.epoch, c.seq, c.ordinal) as epochs,
+        array_agg(c.seq order by c.epoch, c.seq, c.ordinal) as seqs,
+        array_agg(c.at order by c.epoch, c.seq, c.ordinal) as ats
+    from durabletask.checkpoints_of(r.process_no) c
+    where $2::boolean
+) c on true
+left join lateral (
+    select array_agg(e.position order by e.position) as event_positions,
+        array_agg(e.event_id order by e.position) as event_ids,
+        array_agg(e.name order by e.position) as event_names,
+        array_agg(e.payload order by e.position) as event_payloads,
+        array_agg(e.at order by e.position) as event_ats,
+        array_agg(e.consumed order by e.position) as event_consumed
+    from durabletask.events_of(r.process_no) e
+    where $2
+) e on true;
+
+-- name: list_carefully
+select r.*, null::text[] as kinds, null::integer[] as event_positions
+from durabletask.list_readable($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+    with ordinality as r
+order by r.ordinality;
+
 -- name: damages
 select d.process_id, d.damage from durabletask.damages($1, $2) d;
 
@@ -96,6 +131,9 @@ select u.*
 from durabletask.commit_units(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
     $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40) u;
+
+-- name: check
+select durabletask.check_mark($1, $2, $3, $4, $5, $6, $7);
 
 -- name: steps
 select durabletask.record_steps(

@@ -22,6 +22,23 @@ begin atomic
     end;
 end;
 
+-- Refuse if the database lacks the last thing that the host was told of.
+create function durabletask.check_mark(
+    host_id text, mark_no bigint, mark_epoch integer, mark_seq integer, mark_kind text,
+    mark_key text, mark_index integer
+) returns void
+language plpgsql stable as $$
+begin
+    if durabletask.is_rewound(
+        (select f.host_no from durabletask.fence f where f.host_id = check_mark.host_id),
+        mark_no, mark_epoch, mark_seq, mark_kind, mark_key, mark_index
+    ) then
+        raise exception 'the database does not hold what it acknowledged to host %', host_id
+            using errcode = 'DT002';
+    end if;
+end
+$$;
+
 -- Record steps of processes that the host holds; return how many. Fewer than were sent, or a unique
 -- violation, says that `commit_units` has to look at each of them.
 --
@@ -118,8 +135,9 @@ create function durabletask.commit_units(
     change_ending_payloads bytea[],
     change_leaves text[],
     change_consumed integer[],  -- how many events each takes
-    -- The changes' checkpoints, by the change's process_no.
-    point_nos bigint[],
+    -- The changes' checkpoints, by the place of the change, counted from 1: a join of two unnests
+    -- looks at every pair, where an array is looked into at once.
+    point_changes integer[],
     point_ordinals smallint[],
     point_kinds text[],
     point_keys text[],
@@ -129,7 +147,7 @@ create function durabletask.commit_units(
     point_replaces boolean[],
     point_first_wins boolean[],
     -- The events that they take.
-    event_nos bigint[],
+    event_changes integer[],
     event_positions integer[]
 ) returns table (
     unit integer, refused text, kind text, key text, index integer, form text, payload bytea,
@@ -146,9 +164,11 @@ declare
     v_now timestamptz;
     v_count bigint;
     v_locked bigint[];
-    v_held bigint[];
-    v_missing bigint[];
+    -- Places of changes.
+    v_held integer[];
+    v_missing integer[];
     v_verdicts text[];
+    v_good boolean[];
 begin
     perform durabletask.check_isolation();
     perform durabletask.be_durable();
@@ -241,22 +261,21 @@ begin
 
     -- Judge all of them before anything is written.
     v_held := array(
-        select distinct t.process_no
-        from unnest(point_nos, point_keys, point_indexes, point_kinds, point_first_wins)
-            as t (process_no, key, index, kind, first_wins)
-        join unnest(change_nos, change_epochs, change_seqs) as a (process_no, epoch, seq)
-            on a.process_no = t.process_no
+        select distinct t.change
+        from unnest(point_changes, point_keys, point_indexes, point_kinds, point_first_wins)
+            as t (change, key, index, kind, first_wins)
         join durabletask.checkpoint c
-            on c.process_no = t.process_no and c.key = t.key and c.index = t.index
+            on c.process_no = change_nos[t.change] and c.key = t.key and c.index = t.index
             and c.kind = t.kind
-        where t.first_wins and (c.epoch <> a.epoch or c.seq <> a.seq)
+        where t.first_wins
+            and (c.epoch <> change_epochs[t.change] or c.seq <> change_seqs[t.change])
     );
     v_missing := array(
-        select n.process_no
-        from unnest(event_nos, event_positions) as n (process_no, position)
+        select n.change
+        from unnest(event_changes, event_positions) as n (change, position)
         left join durabletask.event e
-            on e.process_no = n.process_no and e.position = n.position and not e.consumed
-        group by n.process_no
+            on e.process_no = change_nos[n.change] and e.position = n.position and not e.consumed
+        group by n.change
         having count(e.position) < count(*) or count(distinct n.position) < count(*)
     );
     v_verdicts := array(
@@ -269,8 +288,8 @@ begin
                 when durabletask.is_finished(p.status) then 'process has finished'
                 else 'process belongs to another host, epoch or incarnation'
             end
-            when a.process_no = any (v_held) then 'held'
-            when a.process_no = any (v_missing) then 'event was consumed already or never existed'
+            when a.place = any (v_held) then 'held'
+            when a.place = any (v_missing) then 'event was consumed already or never existed'
             when a.status is not null and not (
                 a.status in ('running', 'waiting', 'compensating', 'suspended')
                 and durabletask.may_follow(p.status, a.status)
@@ -287,44 +306,44 @@ begin
             on p.process_no = a.process_no and p.process_id is not distinct from a.process_id
         order by a.place
     );
+    v_good := array(
+        select a.verdict = 'good'
+        from unnest(v_verdicts) with ordinality as a (verdict, place)
+        order by a.place
+    );
 
     insert into durabletask.checkpoint
         (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
-    select t.process_no, v_now, a.epoch, a.seq, t.index, t.ordinal, false, t.kind, t.key, t.form,
-        t.payload
+    select change_nos[t.change], v_now, change_epochs[t.change], change_seqs[t.change], t.index,
+        t.ordinal, false, t.kind, t.key, t.form, t.payload
     from unnest(
-        point_nos, point_ordinals, point_kinds, point_keys, point_indexes, point_forms,
+        point_changes, point_ordinals, point_kinds, point_keys, point_indexes, point_forms,
         point_payloads, point_replaces
-    ) as t (process_no, ordinal, kind, key, index, form, payload, replaces)
-    join unnest(change_nos, change_epochs, change_seqs, v_verdicts)
-        as a (process_no, epoch, seq, verdict) on a.process_no = t.process_no
-    where a.verdict = 'good' and not t.replaces;
+    ) as t (change, ordinal, kind, key, index, form, payload, replaces)
+    where v_good[t.change] and not t.replaces;
 
     if true = any (point_replaces) then
         insert into durabletask.checkpoint as c
             (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
-        select t.process_no, v_now, a.epoch, a.seq, t.index, t.ordinal, true, t.kind, t.key, t.form,
-            t.payload
+        select change_nos[t.change], v_now, change_epochs[t.change], change_seqs[t.change], t.index,
+            t.ordinal, true, t.kind, t.key, t.form, t.payload
         from unnest(
-            point_nos, point_ordinals, point_kinds, point_keys, point_indexes, point_forms,
+            point_changes, point_ordinals, point_kinds, point_keys, point_indexes, point_forms,
             point_payloads, point_replaces
-        ) as t (process_no, ordinal, kind, key, index, form, payload, replaces)
-        join unnest(change_nos, change_epochs, change_seqs, v_verdicts)
-            as a (process_no, epoch, seq, verdict) on a.process_no = t.process_no
-        where a.verdict = 'good' and t.replaces
+        ) as t (change, ordinal, kind, key, index, form, payload, replaces)
+        where v_good[t.change] and t.replaces
         on conflict (process_no, key, index, kind) do update
         set at = excluded.at, epoch = excluded.epoch, seq = excluded.seq,
             ordinal = excluded.ordinal, replaces = true, form = excluded.form,
             payload = excluded.payload;
     end if;
 
-    if cardinality(event_nos) > 0 then
+    if cardinality(event_changes) > 0 then
         update durabletask.event e
         set consumed = true
-        from unnest(event_nos, event_positions) as n (process_no, position)
-        join unnest(change_nos, v_verdicts) as a (process_no, verdict)
-            on a.process_no = n.process_no
-        where a.verdict = 'good' and e.process_no = n.process_no and e.position = n.position;
+        from unnest(event_changes, event_positions) as n (change, position)
+        where v_good[n.change] and e.process_no = change_nos[n.change]
+            and e.position = n.position;
     end if;
 
     update durabletask.process p
@@ -370,19 +389,17 @@ begin
         from unnest(v_verdicts) with ordinality as a (verdict, unit)
         where a.verdict not in ('good', 'held');
         return query
-        select (cardinality(step_nos) + a.unit)::integer, null, c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq,
-            c.at
-        from unnest(change_nos, change_epochs, change_seqs, v_verdicts) with ordinality
-            as a (process_no, epoch, seq, verdict, unit)
-        join unnest(
-            point_nos, point_ordinals, point_kinds, point_keys, point_indexes, point_first_wins
-        ) as t (process_no, ordinal, kind, key, index, first_wins) on t.process_no = a.process_no
+        select cardinality(step_nos) + t.change, null, c.kind, c.key, c.index, c.form, c.payload,
+            c.replaces, c.epoch, c.seq, c.at
+        from unnest(
+            point_changes, point_ordinals, point_kinds, point_keys, point_indexes, point_first_wins
+        ) as t (change, ordinal, kind, key, index, first_wins)
         join durabletask.checkpoint c
-            on c.process_no = t.process_no and c.key = t.key and c.index = t.index
+            on c.process_no = change_nos[t.change] and c.key = t.key and c.index = t.index
             and c.kind = t.kind
-        where a.verdict in ('again', 'held') and t.first_wins
-            and (c.epoch <> a.epoch or c.seq <> a.seq)
-        order by a.unit, t.ordinal;
+        where v_verdicts[t.change] in ('again', 'held') and t.first_wins
+            and (c.epoch <> change_epochs[t.change] or c.seq <> change_seqs[t.change])
+        order by t.change, t.ordinal;
     end if;
 end
 $$;
