@@ -5,6 +5,7 @@ for getting the others through when one process cannot be written. What a unit
 may do is for the database's functions to judge.
 """
 
+import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from asyncpg import Record
 
-from durabletask.errors import StorageUnavailableError
+from durabletask.errors import StorageUnavailableError, StorageUnknownError
 from durabletask.storage import DONE, Clock, Lease, Unit, UnitOutcome
 from durabletask_postgres._batch import (
     BUSY,
@@ -66,6 +67,8 @@ class Commits:
         # By host, the session that gave the last answer: it knows of what it has told.
         self._told_in: dict[str, object] = {}
         self._wary_until_s = 0.0
+        # Hosts whose latest commit was not answered: an earlier copy may still be on its way.
+        self._in_doubt: set[str] = set()
         # The latest sessions in which a host has made sure, and when it did so last.
         self._checked: dict[str, deque[object]] = {}
         self._checked_s = -CHECK_PAUSE_S
@@ -96,6 +99,7 @@ class Commits:
         self._marks.pop(lease.host_id, None)
         self._told_in.pop(lease.host_id, None)
         self._checked.pop(lease.host_id, None)
+        self._in_doubt.discard(lease.host_id)
         self.names.clear()
 
     async def check(self, lease: Lease) -> None:
@@ -124,7 +128,12 @@ class Commits:
 
     async def _ask(self, lease: Lease, statement: str, *args: Any) -> list[Record]:
         session = self._connections.session
-        records = await self._connections.fetch(statement, lease.host_id, *args)
+        try:
+            records = await self._connections.fetch(statement, lease.host_id, *args)
+        except (StorageUnknownError, asyncio.CancelledError):
+            self._in_doubt.add(lease.host_id)
+            raise
+        self._in_doubt.discard(lease.host_id)
         self._told_in[lease.host_id] = session
         return records
 
@@ -132,6 +141,8 @@ class Commits:
 
     async def _record_steps(self, lease: Lease, units: Sequence[Unit]) -> bool:
         """Record units if all are steps; return whether every one of them is recorded now."""
+        if lease.host_id in self._in_doubt:
+            return False  # an earlier copy may hold their places, and here it would be waited for
         try:
             if len(units) == 1 and is_step(units[0]):
                 session = self._connections.session
@@ -195,7 +206,7 @@ class Commits:
         ordered, steps = steps_first(places)
         mark = self.mark(lease)
         arguments: list[Any] = [*mark, *columns(ordered, steps)]
-        careful = False
+        careful = lease.host_id in self._in_doubt
         while True:
             skip_busy = self._clock.monotonic_s() < self._wary_until_s
             try:

@@ -261,7 +261,7 @@ class PostgresStorage:
                 by_witness,
                 claim_id in self._lost_claims,
             )
-        except StorageUnknownError:
+        except (StorageUnknownError, asyncio.CancelledError):
             self._lost_claims.add(claim_id)
             raise
         self._lost_claims.discard(claim_id)
@@ -320,7 +320,7 @@ class PostgresStorage:
         await self._be_ready()
         created = await _transactions.create_in(connection, self._statements, process)
         if created.fresh:
-            await self._notify_in(connection, process.process_id)
+            await self._tell_in(connection, process.process_id)
         return created
 
     async def deliver_in(self, connection: Any, event: NewEvent, *, mailbox_max: int) -> Delivered:
@@ -330,7 +330,7 @@ class PostgresStorage:
         statements = self._statements
         answer = await _transactions.deliver_in(connection, statements, event, mailbox_max)
         if answer.refused is None:
-            await self._notify_in(connection, event.process_id)
+            await self._tell_in(connection, event.process_id)
         return answer
 
     async def transact(
@@ -345,11 +345,10 @@ class PostgresStorage:
         if not self._connections.ready:
             await self._fetch(self._statements["now"])
 
-    async def _notify_in(self, connection: Any, process_id: str) -> None:
+    async def _tell_in(self, connection: Any, process_id: str) -> None:
+        """Tell hosts of a process once the user's transaction is committed."""
         if self._notify and not self._connections.pooled:
-            await connection.execute(
-                self._statements["notify_within"], self._statements.schema, told("", process_id)
-            )
+            await _transactions.tell_in(connection, self._statements, told("", process_id))
 
     # --- hints ---------------------------------------------------------------------------
 

@@ -97,6 +97,18 @@ async def deliver_in(
     return Delivered(None if refused is None else refusal(refused))
 
 
+async def tell_in(connection: Any, statements: Statements, message: str) -> None:
+    """Send a message to the hosts with the commit of the user's transaction.
+
+    Raises:
+        StorageError: What it says; the user's transaction has failed.
+    """
+    try:
+        await connection.execute(statements["notify_within"], statements.schema, message)
+    except DRIVER_ERRORS as error:
+        raise storage_error(error, sent=True) from error
+
+
 class Bodies:
     """Transactions that run a body of the user's and record its result."""
 

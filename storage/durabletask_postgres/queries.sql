@@ -53,7 +53,8 @@ from durabletask.process_row r
 where ($1::text[] is null or r.status = any ($1))
     and ($2::text is null or r.name = $2)
     and ($3::text is null or starts_with(r.process_id, $3))
-    and ($4::jsonb is null or r.tag_set @> $4)
+    -- As text: a codec of the user's for jsonb must not get hold of it.
+    and ($4::text is null or r.tag_set @> $4::text::jsonb)
     and ($5::timestamptz is null or r.created_at >= $5)
     and ($6::timestamptz is null or r.created_at < $6)
     and ($7::timestamptz is null or r.finished_at >= $7)
