@@ -19,7 +19,7 @@ from durabletask.testing._history_facts import (
     UnitFacts,
     Violation,
 )
-from durabletask.testing._history_records import CloseLease, Deliver
+from durabletask.testing._history_records import CloseLease, Deliver, Execute
 from durabletask.testing._history_units import is_late, trace_of
 
 
@@ -103,11 +103,11 @@ def fenced_stays_fenced(facts: Facts) -> Iterator[Violation]:
             yield from trace_of("I9", facts, id, unit)
     fenced = _fenced(facts)
     for call in facts.calls:
-        since = fenced.get(call.asked.host_id, math.inf)
-        # To give back what is lost already is no wrong, and its answer is always yes.
-        if isinstance(call.asked, CloseLease) or call.done is None:
+        # To give back what is lost already is no wrong, and its answer is always yes; nor can
+        # anybody keep a step from running on, or from beginning before its host has heard.
+        if isinstance(call.asked, CloseLease | Execute) or call.done is None:
             continue
-        if since < call.began:
+        if fenced.get(call.asked.host_id, math.inf) < call.began:
             what = f"{type(call.asked).__name__} of host {call.asked.host_id!r} was done"
             yield Violation("I9", call.asked.process_id, f"{what} after it had been fenced")
 

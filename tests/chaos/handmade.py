@@ -132,7 +132,13 @@ class Story:
     def ran(self, key: str, epoch: int = 1, attempt: int = 1) -> "Story":
         """Run the body of a step."""
         asked = Execute(
-            phase=Phase.INVOKE, process_id=P, incarnation=1, epoch=epoch, key=key, attempt=attempt
+            phase=Phase.INVOKE,
+            process_id=P,
+            host_id=f"h{epoch}",
+            incarnation=1,
+            epoch=epoch,
+            key=key,
+            attempt=attempt,
         )
         return self.ask(asked)
 

@@ -25,7 +25,7 @@ LEASE_TTL_S = 10.0
 """Longer than any round's pause: a dead host is then seen by its session or not at all."""
 
 ZOMBIE_TTL_S = 0.8
-ZOMBIES_AT_ONCE = 3
+ZOMBIES_AT_ONCE = 4
 STEP_S = 0.01
 ZOMBIE_STEP_S = 0.2
 """Long, so that a host is stopped in the middle of steps which it will want to record."""
@@ -122,6 +122,14 @@ def restarts(played: Round, count: int) -> None:
     played.facts["restarts"] = count
 
 
+def terminations(played: Round, count: int) -> None:
+    """End sessions of hosts that live, those of heartbeats with their witness among them."""
+    for _ in range(count):
+        pause(played.chance.uniform(0, 0.2))
+        played.server.sql(f"select pg_terminate_backend(pid) from ({_SOME_SESSIONS}) s")
+    played.facts["terminations"] = count
+
+
 def zombies(played: Round, count: int) -> None:
     """Stop hosts for longer than their lease, until somebody has fenced them; let them go on."""
     made = 0
@@ -149,6 +157,11 @@ def zombies(played: Round, count: int) -> None:
 _SESSIONS = """\
 select count(*) from pg_stat_activity
 where backend_type = 'client backend' and application_name <> 'psql'
+"""
+_SOME_SESSIONS = """\
+select pid from pg_stat_activity
+where backend_type = 'client backend' and application_name <> 'psql'
+order by random() limit 2
 """
 _LIVING = "select count(*) from durabletask.fence where fenced_at is null"
 
@@ -190,6 +203,7 @@ def _racer(setting: Setting, name: str, ready: int) -> Any:
 ROUNDS: dict[str, tuple[Callable[[Round, int], None], int, float, float]] = {
     "kills": (kills, HOSTS, LEASE_TTL_S, STEP_S),
     "restarts": (restarts, HOSTS, LEASE_TTL_S, STEP_S),
+    "terminations": (terminations, HOSTS, LEASE_TTL_S, STEP_S),
     "zombies": (zombies, HOSTS + 2, ZOMBIE_TTL_S, ZOMBIE_STEP_S),
     "drains": (drains, HOSTS, LEASE_TTL_S, STEP_S),
     "race": (race, 0, LEASE_TTL_S, STEP_S),

@@ -36,14 +36,20 @@ DRAIN_S = 30.0
 AGAIN_S = 0.05
 IN_ORDER = 0.33
 DROPPED = 0.2
-FAILURES = StorageError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError
+FAILURES = (
+    StorageError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
 """What a client meets when the database goes, in its own transactions too; it tries again."""
 
 TABLES = """\
 create table public.written (process_id text);
 create table public.ordered (name text primary key);
 """
-LANES = 32
+LANES = 24
 """Sagas that the client keeps going at once: more than two cores can do without a pause."""
 
 RACED = 1_000

@@ -33,7 +33,7 @@ from tests.chaos.nemesis import HOSTS
 from tests.chaos.program import DIFFERENT, RACED
 
 ROOT = Path(__file__).parents[2]
-KILLS, RESTARTS, ZOMBIES, DRAINS = 200, 20, 40, 15
+KILLS, RESTARTS, TERMINATIONS, ZOMBIES, DRAINS = 200, 20, 20, 40, 12
 HANG_S = 600.0  # no round takes so long unless it hangs
 
 
@@ -134,7 +134,7 @@ def takeovers(played: Played) -> int:
 
 
 def test_hosts_are_killed(tmp_path: Path) -> None:
-    """G1-G6 G8 G12 F001-F004 F016 F058 S3.02 S4.10: three hosts, SIGKILL 200 times under load."""
+    """G1-G6 G8 G12 F001-F004 F016 F058 S1.01 S3.02 S4.10: three hosts, SIGKILL 200 times."""
     check_kills(play(tmp_path, "kills", KILLS))
 
 
@@ -159,15 +159,27 @@ def check_restarts(played: Played) -> None:
     assert refunded(played) == []
     unknown = sum(n for name, n in played.counts.items() if " info Storage" in name)
     assert unknown > 0, "no answer was lost: nothing was tested"
-    # No host has died. One that a crash has made look dead may be fenced, but not all of them.
-    claims = {
-        each.host_id for each in played.history if each.host_id and each.phase is Phase.INVOKE
-    }
-    assert len(claims) <= HOSTS + played.facts["restarts"]
+    # No host has died, though every session has ended each time. On a machine so busy that one
+    # takes longer than the grace to come back it may be fenced, but that is not what happens.
+    hosts = {each.host_id for each in played.history if each.host_id and each.phase is Phase.INVOKE}
+    assert len(hosts) <= HOSTS + played.facts["restarts"] / 4
+
+
+def test_sessions_are_ended(tmp_path: Path) -> None:
+    """G1 G5 F052 F054 F070: sessions end under living hosts, their witnesses' too."""
+    check_terminations(play(tmp_path, "terminations", TERMINATIONS))
+
+
+def check_terminations(played: Played) -> None:
+    played.check()
+    assert refunded(played) == []
+    # A host without its witness looks dead and may be fenced, which costs a repeated step at most.
+    lost = sum(n for name, n in played.counts.items() if " info Storage" in name)
+    assert lost > 0, "no answer was lost: nothing was tested"
 
 
 def test_zombies_are_refused(tmp_path: Path) -> None:
-    """G5 F016 F080 S3.02: forty hosts wake up after their lease; each is refused, at once."""
+    """G5 F016 F080 S2.14 S3.02: forty hosts wake up after their lease; each is refused, at once."""
     check_zombies(play(tmp_path, "zombies", ZOMBIES))
 
 
@@ -229,6 +241,7 @@ def test_two_hosts_spawn_one_id(tmp_path: Path) -> None:
 ROUNDS: dict[str, tuple[Callable[[Played], None], int]] = {
     "kills": (check_kills, 2_000),
     "restarts": (check_restarts, 200),
+    "terminations": (check_terminations, 400),
     "zombies": (check_zombies, 300),
     "drains": (check_drains, 200),
 }
