@@ -18,7 +18,8 @@ from typing import Any, Final, TypeVar
 from durabletask.errors import StorageFailedError, WrongContextError
 from durabletask.storage import Clock, Lease
 from durabletask_postgres._connections import Connections
-from durabletask_postgres._pulse import OnNews, Pulse
+from durabletask_postgres._notify import OnNews
+from durabletask_postgres._pulse import Pulse
 from durabletask_postgres._sql import Statements
 from durabletask_postgres._watchdog import Watchdog, post
 
