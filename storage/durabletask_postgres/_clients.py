@@ -1,5 +1,9 @@
-"""What needs no lease: creations and deliveries, of which one that is held up goes alone."""
+"""What needs no lease: creations and deliveries, of which one that is held up goes alone.
 
+Held up by somebody's transaction, or by something that cannot be read.
+"""
+
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -16,7 +20,7 @@ from durabletask.storage import (
     ProcessRow,
     Refusal,
 )
-from durabletask_postgres._refusals import is_locked
+from durabletask_postgres._refusals import is_damage, is_locked
 from durabletask_postgres._rows import (
     created_row,
     creation_columns,
@@ -24,8 +28,11 @@ from durabletask_postgres._rows import (
     row_of,
 )
 from durabletask_postgres._sql import Statements
+from durabletask_postgres._trouble import UnexpectedError
 
 Fetch = Callable[..., Awaitable[Sequence[Record]]]
+
+_log = logging.getLogger("durabletask")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -121,11 +128,21 @@ async def deliver(
         [each.payload for each in events],
     )
     try:
-        records = await fetch(statements["deliver"], *columns, mailbox_max, False)
-    except StorageUnavailableError as error:
-        if not is_locked(error):
+        try:
+            records = await fetch(statements["deliver"], *columns, mailbox_max, False)
+        except StorageUnavailableError as error:
+            if not is_locked(error):
+                raise
+            records = await fetch(statements["deliver"], *columns, mailbox_max, True)
+    except UnexpectedError as error:
+        if not is_damage(error):
             raise
-        records = await fetch(statements["deliver"], *columns, mailbox_max, True)
+        if len(events) == 1:
+            _log.error("no event reaches process %s: %s", ascii(events[0].process_id), error)
+            return [Delivered(Refusal.BUSY)]
+        middle = len(events) // 2
+        first = await deliver(fetch, statements, events[:middle], mailbox_max)
+        return first + await deliver(fetch, statements, events[middle:], mailbox_max)
     return [_delivered(new, each) for new, each in zip(events, records, strict=True)]
 
 
@@ -167,7 +184,7 @@ async def purge(
 async def _isolating(
     attempt: Callable[[Sequence[T]], Awaitable[list[R]]], items: Sequence[T], busy: R
 ) -> list[R]:
-    """Attempt a batch, in parts if somebody's transaction holds one of them, which is then `busy`.
+    """Attempt a batch, in parts if one of them is held up, which is then `busy`.
 
     In order: of two items about one process the first is attempted first.
     """
@@ -176,7 +193,7 @@ async def _isolating(
     try:
         return await attempt(items)
     except StorageUnavailableError as error:
-        if not is_locked(error):
+        if not is_locked(error) and not is_damage(error):
             raise
         if len(items) == 1:
             return [busy]

@@ -1,8 +1,7 @@
 """What cannot be read stops its own processes only: claims and reads are repeated with care.
 
-Knows which errors of the server mean that. Refuses to know where the damage
-is: the database's functions find that out, in parts of a transaction that may
-fail.
+Refuses to know where the damage is: the database's functions find that out, in
+parts of a transaction that may fail.
 """
 
 import logging
@@ -11,7 +10,8 @@ from typing import Any
 
 from asyncpg import Record
 
-from durabletask.errors import StorageCorruptError, StorageError
+from durabletask.errors import StorageCorruptError
+from durabletask_postgres._refusals import is_damage
 from durabletask_postgres._sql import Statements
 from durabletask_postgres._trouble import UnexpectedError
 
@@ -19,19 +19,11 @@ _log = logging.getLogger("durabletask")
 
 Fetch = Callable[..., Awaitable[Sequence[Record]]]
 
-_CLASSES = ("XX", "58")
-"""Of SQLSTATEs: a page, an index or a value is damaged; the disk answers with an error."""
-
 _HINT = "restore the page or the database from a backup; the server's log names the file"
 
 
-def is_damage(error: StorageError) -> bool:
-    """Return whether the server met something that it cannot read; nothing was written."""
-    return isinstance(error, UnexpectedError) and error.sqlstate.startswith(_CLASSES)
-
-
 class Salvage:
-    """Claims and reads of one storage, repeated with care where something is damaged."""
+    """Claims, reads and listings of one storage, repeated with care where something is damaged."""
 
     def __init__(self, fetch: Fetch, statements: Statements) -> None:
         self._fetch = fetch
@@ -67,10 +59,23 @@ class Salvage:
             if not is_damage(error):
                 raise
             found = await self._fetch(self._statements["damages"], process_ids, history)
-            if not found:  # of its history, which nobody has asked for, or gone since
-                raise
+            if not found:  # it belongs to a neighbour
+                return await self._fetch(self._statements["read_carefully"], process_ids, history)
             names = ", ".join(f"{each['process_id']!r}: {each['damage']}" for each in found[:5])
             more = f", and {len(found) - 5:,} more" if len(found) > 5 else ""
             raise StorageCorruptError(
                 f"what is stored of process {names}{more} is damaged", hint=_HINT
             ) from error
+
+    async def list(self, *args: Any) -> Sequence[Record]:
+        """Return the records of a listing, without what cannot be read.
+
+        Raises:
+            StorageError: See `ProcessStorage.list`.
+        """
+        try:
+            return await self._fetch(self._statements["list"], *args)
+        except UnexpectedError as error:
+            if not is_damage(error):
+                raise
+            return await self._fetch(self._statements["list_carefully"], *args)

@@ -1,8 +1,12 @@
-"""What a refusal by the database means for a batch: a row is locked, or a place is taken."""
+"""What a refusal by the database means: a row is locked, a place is taken, a page is damaged."""
 
 import asyncpg
 
 from durabletask.errors import StorageError
+from durabletask_postgres._trouble import UnexpectedError
+
+_DAMAGE = ("XX", "58")
+"""Classes of SQLSTATEs: a page, an index or a value is damaged; the disk answers with an error."""
 
 
 def is_locked(error: StorageError) -> bool:
@@ -13,6 +17,11 @@ def is_locked(error: StorageError) -> bool:
 def is_taken(error: StorageError) -> bool:
     """Return whether a place was written before, as a repeat finds it; nothing was written."""
     return isinstance(error.__cause__, asyncpg.UniqueViolationError)
+
+
+def is_damage(error: StorageError) -> bool:
+    """Return whether the server met something that it cannot read; nothing was written."""
+    return isinstance(error, UnexpectedError) and error.sqlstate.startswith(_DAMAGE)
 
 
 def gave_way(error: BaseException | None) -> bool:

@@ -354,7 +354,7 @@ end
 $$;
 
 -- Remove up to `count_max` processes that finished longer ago than `keep`, oldest first; return how
--- many. What is locked is left for the next time.
+-- many. What is locked is left for the next time, and what cannot be read for good.
 create function durabletask.purge_finished(keep interval, count_max integer) returns integer
 language plpgsql volatile as $$
 declare
@@ -369,6 +369,8 @@ begin
     );
     perform durabletask.remove(v_nos);
     return cardinality(v_nos);
+exception when internal_error or system_error then
+    return durabletask.purge_readable(durabletask.clock() - keep, count_max);
 end
 $$;
 
@@ -427,6 +429,16 @@ begin
 end
 $$;
 
+-- Whether there are letters. One that cannot be read is one, and stops those who ask for it only.
+create function durabletask.has_letters() returns boolean
+language plpgsql volatile as $$
+begin
+    return exists (select from durabletask.letter);
+exception when internal_error or system_error then
+    return true;
+end
+$$;
+
 -- Deliver events in the given order. With `skip_busy`, those to processes that another transaction
 -- holds are answered "busy" at once; without, they are waited for until lock_timeout refuses all.
 create function durabletask.deliver(
@@ -461,7 +473,7 @@ begin
             where p.process_id = any (ids) order by p.process_no + 0 for update);
     end if;
     v_now := durabletask.clock();
-    if exists (select from durabletask.letter) then
+    if durabletask.has_letters() then
         perform durabletask.move_letters(v_locked, v_now);
     end if;
     for v_new in
@@ -629,12 +641,14 @@ begin
             else p.deaths
         end
     from (
-        select n.process_no, max(c.seq) as seq
-        from unnest(process_nos) as n (process_no)
-        join durabletask.process q on q.process_no = n.process_no
-        left join durabletask.checkpoint c
-            on counted and c.process_no = q.process_no and c.epoch = q.epoch
-        group by n.process_no
+        select q.process_no, c.seq
+        from durabletask.process q
+        cross join lateral (
+            -- Not counted, it is not read either.
+            select max(c.seq) as seq from durabletask.checkpoint c
+            where counted and c.process_no = q.process_no and c.epoch = q.epoch
+        ) c
+        where q.process_no = any (process_nos)
     ) r
     where p.process_no = r.process_no;
 end
@@ -879,6 +893,23 @@ begin atomic
     end;
 end;
 
+-- Refuse if the database lacks the last thing that the host was told of.
+create function durabletask.check_mark(
+    host_id text, mark_no bigint, mark_epoch integer, mark_seq integer, mark_kind text,
+    mark_key text, mark_index integer
+) returns void
+language plpgsql stable as $$
+begin
+    if durabletask.is_rewound(
+        (select f.host_no from durabletask.fence f where f.host_id = check_mark.host_id),
+        mark_no, mark_epoch, mark_seq, mark_kind, mark_key, mark_index
+    ) then
+        raise exception 'the database does not hold what it acknowledged to host %', host_id
+            using errcode = 'DT002';
+    end if;
+end
+$$;
+
 -- Record steps of processes that the host holds; return how many. Fewer than were sent, or a unique
 -- violation, says that `commit_units` has to look at each of them.
 --
@@ -975,8 +1006,9 @@ create function durabletask.commit_units(
     change_ending_payloads bytea[],
     change_leaves text[],
     change_consumed integer[],  -- how many events each takes
-    -- The changes' checkpoints, by the change's process_no.
-    point_nos bigint[],
+    -- The changes' checkpoints, by the place of the change, counted from 1: a join of two unnests
+    -- looks at every pair, where an array is looked into at once.
+    point_changes integer[],
     point_ordinals smallint[],
     point_kinds text[],
     point_keys text[],
@@ -986,7 +1018,7 @@ create function durabletask.commit_units(
     point_replaces boolean[],
     point_first_wins boolean[],
     -- The events that they take.
-    event_nos bigint[],
+    event_changes integer[],
     event_positions integer[]
 ) returns table (
     unit integer, refused text, kind text, key text, index integer, form text, payload bytea,
@@ -1003,9 +1035,11 @@ declare
     v_now timestamptz;
     v_count bigint;
     v_locked bigint[];
-    v_held bigint[];
-    v_missing bigint[];
+    -- Places of changes.
+    v_held integer[];
+    v_missing integer[];
     v_verdicts text[];
+    v_good boolean[];
 begin
     perform durabletask.check_isolation();
     perform durabletask.be_durable();
@@ -1098,22 +1132,21 @@ begin
 
     -- Judge all of them before anything is written.
     v_held := array(
-        select distinct t.process_no
-        from unnest(point_nos, point_keys, point_indexes, point_kinds, point_first_wins)
-            as t (process_no, key, index, kind, first_wins)
-        join unnest(change_nos, change_epochs, change_seqs) as a (process_no, epoch, seq)
-            on a.process_no = t.process_no
+        select distinct t.change
+        from unnest(point_changes, point_keys, point_indexes, point_kinds, point_first_wins)
+            as t (change, key, index, kind, first_wins)
         join durabletask.checkpoint c
-            on c.process_no = t.process_no and c.key = t.key and c.index = t.index
+            on c.process_no = change_nos[t.change] and c.key = t.key and c.index = t.index
             and c.kind = t.kind
-        where t.first_wins and (c.epoch <> a.epoch or c.seq <> a.seq)
+        where t.first_wins
+            and (c.epoch <> change_epochs[t.change] or c.seq <> change_seqs[t.change])
     );
     v_missing := array(
-        select n.process_no
-        from unnest(event_nos, event_positions) as n (process_no, position)
+        select n.change
+        from unnest(event_changes, event_positions) as n (change, position)
         left join durabletask.event e
-            on e.process_no = n.process_no and e.position = n.position and not e.consumed
-        group by n.process_no
+            on e.process_no = change_nos[n.change] and e.position = n.position and not e.consumed
+        group by n.change
         having count(e.position) < count(*) or count(distinct n.position) < count(*)
     );
     v_verdicts := array(
@@ -1126,8 +1159,8 @@ begin
                 when durabletask.is_finished(p.status) then 'process has finished'
                 else 'process belongs to another host, epoch or incarnation'
             end
-            when a.process_no = any (v_held) then 'held'
-            when a.process_no = any (v_missing) then 'event was consumed already or never existed'
+            when a.place = any (v_held) then 'held'
+            when a.place = any (v_missing) then 'event was consumed already or never existed'
             when a.status is not null and not (
                 a.status in ('running', 'waiting', 'compensating', 'suspended')
                 and durabletask.may_follow(p.status, a.status)
@@ -1144,44 +1177,44 @@ begin
             on p.process_no = a.process_no and p.process_id is not distinct from a.process_id
         order by a.place
     );
+    v_good := array(
+        select a.verdict = 'good'
+        from unnest(v_verdicts) with ordinality as a (verdict, place)
+        order by a.place
+    );
 
     insert into durabletask.checkpoint
         (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
-    select t.process_no, v_now, a.epoch, a.seq, t.index, t.ordinal, false, t.kind, t.key, t.form,
-        t.payload
+    select change_nos[t.change], v_now, change_epochs[t.change], change_seqs[t.change], t.index,
+        t.ordinal, false, t.kind, t.key, t.form, t.payload
     from unnest(
-        point_nos, point_ordinals, point_kinds, point_keys, point_indexes, point_forms,
+        point_changes, point_ordinals, point_kinds, point_keys, point_indexes, point_forms,
         point_payloads, point_replaces
-    ) as t (process_no, ordinal, kind, key, index, form, payload, replaces)
-    join unnest(change_nos, change_epochs, change_seqs, v_verdicts)
-        as a (process_no, epoch, seq, verdict) on a.process_no = t.process_no
-    where a.verdict = 'good' and not t.replaces;
+    ) as t (change, ordinal, kind, key, index, form, payload, replaces)
+    where v_good[t.change] and not t.replaces;
 
     if true = any (point_replaces) then
         insert into durabletask.checkpoint as c
             (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
-        select t.process_no, v_now, a.epoch, a.seq, t.index, t.ordinal, true, t.kind, t.key, t.form,
-            t.payload
+        select change_nos[t.change], v_now, change_epochs[t.change], change_seqs[t.change], t.index,
+            t.ordinal, true, t.kind, t.key, t.form, t.payload
         from unnest(
-            point_nos, point_ordinals, point_kinds, point_keys, point_indexes, point_forms,
+            point_changes, point_ordinals, point_kinds, point_keys, point_indexes, point_forms,
             point_payloads, point_replaces
-        ) as t (process_no, ordinal, kind, key, index, form, payload, replaces)
-        join unnest(change_nos, change_epochs, change_seqs, v_verdicts)
-            as a (process_no, epoch, seq, verdict) on a.process_no = t.process_no
-        where a.verdict = 'good' and t.replaces
+        ) as t (change, ordinal, kind, key, index, form, payload, replaces)
+        where v_good[t.change] and t.replaces
         on conflict (process_no, key, index, kind) do update
         set at = excluded.at, epoch = excluded.epoch, seq = excluded.seq,
             ordinal = excluded.ordinal, replaces = true, form = excluded.form,
             payload = excluded.payload;
     end if;
 
-    if cardinality(event_nos) > 0 then
+    if cardinality(event_changes) > 0 then
         update durabletask.event e
         set consumed = true
-        from unnest(event_nos, event_positions) as n (process_no, position)
-        join unnest(change_nos, v_verdicts) as a (process_no, verdict)
-            on a.process_no = n.process_no
-        where a.verdict = 'good' and e.process_no = n.process_no and e.position = n.position;
+        from unnest(event_changes, event_positions) as n (change, position)
+        where v_good[n.change] and e.process_no = change_nos[n.change]
+            and e.position = n.position;
     end if;
 
     update durabletask.process p
@@ -1227,19 +1260,17 @@ begin
         from unnest(v_verdicts) with ordinality as a (verdict, unit)
         where a.verdict not in ('good', 'held');
         return query
-        select (cardinality(step_nos) + a.unit)::integer, null, c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq,
-            c.at
-        from unnest(change_nos, change_epochs, change_seqs, v_verdicts) with ordinality
-            as a (process_no, epoch, seq, verdict, unit)
-        join unnest(
-            point_nos, point_ordinals, point_kinds, point_keys, point_indexes, point_first_wins
-        ) as t (process_no, ordinal, kind, key, index, first_wins) on t.process_no = a.process_no
+        select cardinality(step_nos) + t.change, null, c.kind, c.key, c.index, c.form, c.payload,
+            c.replaces, c.epoch, c.seq, c.at
+        from unnest(
+            point_changes, point_ordinals, point_kinds, point_keys, point_indexes, point_first_wins
+        ) as t (change, ordinal, kind, key, index, first_wins)
         join durabletask.checkpoint c
-            on c.process_no = t.process_no and c.key = t.key and c.index = t.index
+            on c.process_no = change_nos[t.change] and c.key = t.key and c.index = t.index
             and c.kind = t.kind
-        where a.verdict in ('again', 'held') and t.first_wins
-            and (c.epoch <> a.epoch or c.seq <> a.seq)
-        order by a.unit, t.ordinal;
+        where v_verdicts[t.change] in ('again', 'held') and t.first_wins
+            and (c.epoch <> change_epochs[t.change] or c.seq <> change_seqs[t.change])
+        order by t.change, t.ordinal;
     end if;
 end
 $$;
@@ -1589,17 +1620,16 @@ begin
     if cardinality(v_bad_nos) > 0 then
         return query
         select claim.now_at, claim.next_at, claim.more, t.epoch is not null,
-            p.process_no, p.process_id, p.name, p.status, p.epoch, p.seq, p.deaths, p.generation,
-            p.parked, f.host_id, f.label, p.wake_at, p.created_at, p.updated_at, p.start_at,
-            p.started_at, p.deadline_at, p.finished_at, p.creation_id, p.input_digest, null::text,
-            p.parent_id, p.parent_incarnation, p.parent_generation, p.parent_key, null::text,
-            null::bytea, null::bytea, 'null'::bytea,
+            r.process_no, r.process_id, r.name, r.status, r.epoch, r.seq, r.deaths, r.generation,
+            r.parked, r.owner, r.owner_label, r.wake_at, r.created_at, r.updated_at, r.start_at,
+            r.started_at, r.deadline_at, r.finished_at, r.creation_id, r.input_digest, r.tags,
+            r.parent_id, r.parent_incarnation, r.parent_generation, r.parent_key, r.ending_form,
+            r.ending_payload, r.context, r.input,
             null::text[], null::text[], null::integer[], null::text[], null::bytea[],
             null::boolean[], null::integer[], null::integer[], null::timestamptz[],
             e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed, t.damage
         from unnest(v_bad_nos, v_bad_epochs, v_damages) as t (process_no, epoch, damage)
-        join durabletask.process p on p.process_no = t.process_no
-        join durabletask.fence f on f.host_no = v_host_no
+        cross join lateral durabletask.bare_row(t.process_no) r
         left join lateral (
             select array_agg(e.position order by e.position) as positions,
                 array_agg(e.event_id order by e.position) as ids,
@@ -1608,9 +1638,9 @@ begin
                 array_agg(e.at order by e.position) as ats,
                 array_agg(e.consumed order by e.position) as consumed
             from durabletask.event e
-            where t.damage is null and e.process_no = p.process_no and not e.consumed
+            where t.damage is null and e.process_no = t.process_no and not e.consumed
         ) e on true
-        where p.owner_no is not distinct from v_host_no and (t.epoch is null or p.epoch = t.epoch);
+        where r.owner is not distinct from claim.host_id and (t.epoch is null or r.epoch = t.epoch);
     end if;
 end
 $$;
@@ -1624,8 +1654,9 @@ insert into durabletask.migration (version, name, applied_at) values (5, 'claim'
 -- `internal_error` and `system_error` stand for the whole of them.
 
 -- Find by their numbers what can be read: "owned" by a host, "news" for it, "claimable" (the
--- longest of each name), or with "letters". A range of numbers that fails is halved, until what
--- fails is single numbers. Not by pages: a row that is updated meanwhile keeps its number.
+-- longest of each name; "claimable by number" where its index is what is damaged), with "letters",
+-- or some that are "finished" since before `now_at`. A range of numbers that fails is halved, until
+-- what fails is single numbers. Not by pages: a row that is updated meanwhile keeps its number.
 --
 -- `complete` is false if there was no end of failures, as where an index is damaged at its root.
 create function durabletask.readable(
@@ -1674,15 +1705,30 @@ begin
                         order by p.claimable_at, p.process_no
                         limit readable.count_max
                     ) c);
+            when 'claimable by number' then
+                nos := nos || array(
+                    select p.process_no from durabletask.process p
+                    where p.process_no >= v_from and p.process_no < v_until
+                        and coalesce(p.name, '') = any (readable.names)
+                        and coalesce(p.claimable_at, 'infinity') <= readable.now_at
+                    order by p.claimable_at
+                    limit readable.count_max);
             when 'letters' then
                 nos := nos || array(
                     select distinct l.process_no from durabletask.letter l
                     where l.process_no >= v_from and l.process_no < v_until
                         and l.name is not null);
+            when 'finished' then
+                nos := nos || array(
+                    select p.process_no from durabletask.process p
+                    where p.process_no >= v_from and p.process_no < v_until
+                        and coalesce(p.finished_at, 'infinity') < readable.now_at
+                    limit readable.count_max);
+                exit when cardinality(nos) >= count_max;
             end case;
         exception when internal_error or system_error then
             v_failures := v_failures + 1;
-            if v_failures > 10000 then
+            if v_failures > (case what when 'claimable' then 1000 else 10000 end) then
                 complete := false;
                 return;
             end if;
@@ -1748,6 +1794,136 @@ begin
 end
 $$;
 
+-- The rows, checkpoints and events to read: looked up one by one, so that nothing else is touched.
+create function durabletask.rows_of(ids text[]) returns setof durabletask.process_row
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+begin
+    return query select r.* from durabletask.process_row r where r.process_id = any (ids);
+end
+$$;
+
+create function durabletask.checkpoints_of(of_process bigint) returns setof durabletask.checkpoint
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off as $$
+begin
+    return query select c.* from durabletask.checkpoint c where c.process_no = of_process;
+end
+$$;
+
+create function durabletask.events_of(of_process bigint) returns setof durabletask.event
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off as $$
+begin
+    return query select e.* from durabletask.event e where e.process_no = of_process;
+end
+$$;
+
+-- List processes as the statement "list" does, around what cannot be read. Of one of which only
+-- values are damaged, these are left out of its row.
+create function durabletask.list_readable(
+    statuses text[], of_name text, prefix text, tag_set jsonb,
+    created_from timestamptz, created_until timestamptz,
+    finished_from timestamptz, finished_until timestamptz,
+    of_parent text, after_at timestamptz, after_id text, count_max integer
+) returns setof durabletask.process_row
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+declare
+    -- As in `readable`.
+    v_froms bigint[] := array(
+        select 1::bigint << k from generate_series(61, 0, -1) k);
+    v_untils bigint[] := array(
+        select 1::bigint << k from generate_series(62, 1, -1) k);
+    v_from bigint;
+    v_until bigint;
+    v_failures integer := 0;
+    v_nos bigint[] := '{}';
+    v_no bigint;
+begin
+    while cardinality(v_froms) > 0 loop
+        v_from := v_froms[cardinality(v_froms)];
+        v_until := v_untils[cardinality(v_untils)];
+        v_froms := trim_array(v_froms, 1);
+        v_untils := trim_array(v_untils, 1);
+        begin
+            v_nos := v_nos || array(
+                select s.process_no
+                from (
+                    select p.process_no, p.created_at, p.process_id from durabletask.process p
+                    where p.process_no >= v_from and p.process_no < v_until
+                        and (statuses is null or p.status = any (statuses))
+                        and (of_name is null or p.name = of_name)
+                        and (prefix is null or starts_with(p.process_id, prefix))
+                        and (list_readable.tag_set is null or p.tags @> list_readable.tag_set)
+                        and (created_from is null or p.created_at >= created_from)
+                        and (created_until is null or p.created_at < created_until)
+                        and (finished_from is null or p.finished_at >= finished_from)
+                        and (finished_until is null or p.finished_at < finished_until)
+                        and (of_parent is null or p.parent_id = of_parent)
+                        and (
+                            after_at is null
+                            or (p.created_at, p.process_id) > (after_at, after_id))
+                    offset 0  -- sorted afterwards, and not read in the order of an index
+                ) s
+                order by s.created_at, s.process_id
+                limit count_max);
+        exception when internal_error or system_error then
+            v_failures := v_failures + 1;
+            if v_failures > 10000 then
+                raise;
+            end if;
+            if v_until - v_from > 1 then
+                v_froms := v_froms || array[v_from + (v_until - v_from) / 2, v_from];
+                v_untils := v_untils || array[v_until, v_from + (v_until - v_from) / 2];
+            end if;
+        end;
+    end loop;
+    for v_no in
+        select s.process_no
+        from (
+            select p.process_no, p.created_at, p.process_id from durabletask.process p
+            where p.process_no = any (v_nos)
+            offset 0
+        ) s
+        order by s.created_at, s.process_id
+        limit count_max
+    loop
+        if durabletask.damage_of(v_no, true, false) is null then
+            return query select r.* from durabletask.process_row r where r.process_no = v_no;
+        else
+            return next durabletask.bare_row(v_no);
+        end if;
+    end loop;
+end
+$$;
+
+-- Return a process without its history, and without values that may be damaged.
+create function durabletask.bare_row(of_process bigint) returns durabletask.process_row
+language plpgsql volatile as $$
+declare
+    v_row durabletask.process_row;
+begin
+    select p.process_no, p.process_id, p.name, p.status, p.epoch, p.seq, p.deaths, p.generation,
+        p.parked, f.host_id, f.label, p.wake_at, p.created_at, p.updated_at, p.start_at,
+        p.started_at, p.deadline_at, p.finished_at, p.creation_id, p.input_digest, null::text,
+        p.parent_id, p.parent_incarnation, p.parent_generation, p.parent_key, null::text,
+        null::bytea, null::bytea, 'null'::bytea, null::jsonb
+    into v_row
+    from durabletask.process p left join durabletask.fence f on f.host_no = p.owner_no
+    where p.process_no = of_process;
+    return v_row;
+end
+$$;
+
 -- Let go of what can be read of a host's processes; return whether none of it is left.
 create function durabletask.let_go_readable(host_no bigint, died boolean, now_at timestamptz)
 returns boolean
@@ -1796,12 +1972,18 @@ create function durabletask.take_readable(
 language plpgsql volatile as $$
 declare
     v_found bigint[];
+    v_complete boolean;
     v_no bigint;
 begin
     nos := '{}';
     epochs := '{}';
-    v_found := (
-        select f.nos from durabletask.readable('claimable', null, names, now_at, count_max) f);
+    select f.nos, f.complete into v_found, v_complete
+    from durabletask.readable('claimable', null, names, now_at, count_max) f;
+    if not v_complete then
+        v_found := (
+            select f.nos
+            from durabletask.readable('claimable by number', null, names, now_at, count_max) f);
+    end if;
     for v_no in
         select p.process_no from durabletask.process p
         where p.process_no = any (v_found)
@@ -1869,6 +2051,35 @@ begin
             raise warning 'the letters to process number % cannot be moved: %', v_no, sqlerrm;
         end;
     end loop;
+end
+$$;
+
+-- Remove up to `count_max` processes that finished before `before`; return how many. One of which
+-- something cannot be read stays as it is.
+create function durabletask.purge_readable(before timestamptz, count_max integer) returns integer
+language plpgsql volatile as $$
+declare
+    v_no bigint;
+    v_count integer := 0;
+begin
+    -- Those that stay are found each time and must not stand before the others for ever.
+    for v_no in
+        select n.no
+        from durabletask.readable('finished', null, null, before, count_max + 10000) f
+        cross join unnest(f.nos) as n (no)
+    loop
+        exit when v_count >= count_max;
+        begin
+            perform 1 from durabletask.process p where p.process_no = v_no for update skip locked;
+            if found then
+                perform durabletask.remove(array[v_no]);
+                v_count := v_count + 1;
+            end if;
+        exception when internal_error or system_error then
+            raise warning 'process number % cannot be purged: %', v_no, sqlerrm;
+        end;
+    end loop;
+    return v_count;
 end
 $$;
 

@@ -217,7 +217,7 @@ end
 $$;
 
 -- Remove up to `count_max` processes that finished longer ago than `keep`, oldest first; return how
--- many. What is locked is left for the next time.
+-- many. What is locked is left for the next time, and what cannot be read for good.
 create function durabletask.purge_finished(keep interval, count_max integer) returns integer
 language plpgsql volatile as $$
 declare
@@ -232,6 +232,8 @@ begin
     );
     perform durabletask.remove(v_nos);
     return cardinality(v_nos);
+exception when internal_error or system_error then
+    return durabletask.purge_readable(durabletask.clock() - keep, count_max);
 end
 $$;
 
@@ -290,6 +292,16 @@ begin
 end
 $$;
 
+-- Whether there are letters. One that cannot be read is one, and stops those who ask for it only.
+create function durabletask.has_letters() returns boolean
+language plpgsql volatile as $$
+begin
+    return exists (select from durabletask.letter);
+exception when internal_error or system_error then
+    return true;
+end
+$$;
+
 -- Deliver events in the given order. With `skip_busy`, those to processes that another transaction
 -- holds are answered "busy" at once; without, they are waited for until lock_timeout refuses all.
 create function durabletask.deliver(
@@ -324,7 +336,7 @@ begin
             where p.process_id = any (ids) order by p.process_no + 0 for update);
     end if;
     v_now := durabletask.clock();
-    if exists (select from durabletask.letter) then
+    if durabletask.has_letters() then
         perform durabletask.move_letters(v_locked, v_now);
     end if;
     for v_new in
@@ -492,12 +504,14 @@ begin
             else p.deaths
         end
     from (
-        select n.process_no, max(c.seq) as seq
-        from unnest(process_nos) as n (process_no)
-        join durabletask.process q on q.process_no = n.process_no
-        left join durabletask.checkpoint c
-            on counted and c.process_no = q.process_no and c.epoch = q.epoch
-        group by n.process_no
+        select q.process_no, c.seq
+        from durabletask.process q
+        cross join lateral (
+            -- Not counted, it is not read either.
+            select max(c.seq) as seq from durabletask.checkpoint c
+            where counted and c.process_no = q.process_no and c.epoch = q.epoch
+        ) c
+        where q.process_no = any (process_nos)
     ) r
     where p.process_no = r.process_no;
 end

@@ -250,17 +250,16 @@ begin
     if cardinality(v_bad_nos) > 0 then
         return query
         select claim.now_at, claim.next_at, claim.more, t.epoch is not null,
-            p.process_no, p.process_id, p.name, p.status, p.epoch, p.seq, p.deaths, p.generation,
-            p.parked, f.host_id, f.label, p.wake_at, p.created_at, p.updated_at, p.start_at,
-            p.started_at, p.deadline_at, p.finished_at, p.creation_id, p.input_digest, null::text,
-            p.parent_id, p.parent_incarnation, p.parent_generation, p.parent_key, null::text,
-            null::bytea, null::bytea, 'null'::bytea,
+            r.process_no, r.process_id, r.name, r.status, r.epoch, r.seq, r.deaths, r.generation,
+            r.parked, r.owner, r.owner_label, r.wake_at, r.created_at, r.updated_at, r.start_at,
+            r.started_at, r.deadline_at, r.finished_at, r.creation_id, r.input_digest, r.tags,
+            r.parent_id, r.parent_incarnation, r.parent_generation, r.parent_key, r.ending_form,
+            r.ending_payload, r.context, r.input,
             null::text[], null::text[], null::integer[], null::text[], null::bytea[],
             null::boolean[], null::integer[], null::integer[], null::timestamptz[],
             e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed, t.damage
         from unnest(v_bad_nos, v_bad_epochs, v_damages) as t (process_no, epoch, damage)
-        join durabletask.process p on p.process_no = t.process_no
-        join durabletask.fence f on f.host_no = v_host_no
+        cross join lateral durabletask.bare_row(t.process_no) r
         left join lateral (
             select array_agg(e.position order by e.position) as positions,
                 array_agg(e.event_id order by e.position) as ids,
@@ -269,9 +268,9 @@ begin
                 array_agg(e.at order by e.position) as ats,
                 array_agg(e.consumed order by e.position) as consumed
             from durabletask.event e
-            where t.damage is null and e.process_no = p.process_no and not e.consumed
+            where t.damage is null and e.process_no = t.process_no and not e.consumed
         ) e on true
-        where p.owner_no is not distinct from v_host_no and (t.epoch is null or p.epoch = t.epoch);
+        where r.owner is not distinct from claim.host_id and (t.epoch is null or r.epoch = t.epoch);
     end if;
 end
 $$;

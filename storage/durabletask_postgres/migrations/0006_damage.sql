@@ -5,8 +5,9 @@
 -- `internal_error` and `system_error` stand for the whole of them.
 
 -- Find by their numbers what can be read: "owned" by a host, "news" for it, "claimable" (the
--- longest of each name), or with "letters". A range of numbers that fails is halved, until what
--- fails is single numbers. Not by pages: a row that is updated meanwhile keeps its number.
+-- longest of each name; "claimable by number" where its index is what is damaged), with "letters",
+-- or some that are "finished" since before `now_at`. A range of numbers that fails is halved, until
+-- what fails is single numbers. Not by pages: a row that is updated meanwhile keeps its number.
 --
 -- `complete` is false if there was no end of failures, as where an index is damaged at its root.
 create function durabletask.readable(
@@ -55,15 +56,30 @@ begin
                         order by p.claimable_at, p.process_no
                         limit readable.count_max
                     ) c);
+            when 'claimable by number' then
+                nos := nos || array(
+                    select p.process_no from durabletask.process p
+                    where p.process_no >= v_from and p.process_no < v_until
+                        and coalesce(p.name, '') = any (readable.names)
+                        and coalesce(p.claimable_at, 'infinity') <= readable.now_at
+                    order by p.claimable_at
+                    limit readable.count_max);
             when 'letters' then
                 nos := nos || array(
                     select distinct l.process_no from durabletask.letter l
                     where l.process_no >= v_from and l.process_no < v_until
                         and l.name is not null);
+            when 'finished' then
+                nos := nos || array(
+                    select p.process_no from durabletask.process p
+                    where p.process_no >= v_from and p.process_no < v_until
+                        and coalesce(p.finished_at, 'infinity') < readable.now_at
+                    limit readable.count_max);
+                exit when cardinality(nos) >= count_max;
             end case;
         exception when internal_error or system_error then
             v_failures := v_failures + 1;
-            if v_failures > 10000 then
+            if v_failures > (case what when 'claimable' then 1000 else 10000 end) then
                 complete := false;
                 return;
             end if;
@@ -129,6 +145,136 @@ begin
 end
 $$;
 
+-- The rows, checkpoints and events to read: looked up one by one, so that nothing else is touched.
+create function durabletask.rows_of(ids text[]) returns setof durabletask.process_row
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+begin
+    return query select r.* from durabletask.process_row r where r.process_id = any (ids);
+end
+$$;
+
+create function durabletask.checkpoints_of(of_process bigint) returns setof durabletask.checkpoint
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off as $$
+begin
+    return query select c.* from durabletask.checkpoint c where c.process_no = of_process;
+end
+$$;
+
+create function durabletask.events_of(of_process bigint) returns setof durabletask.event
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off as $$
+begin
+    return query select e.* from durabletask.event e where e.process_no = of_process;
+end
+$$;
+
+-- List processes as the statement "list" does, around what cannot be read. Of one of which only
+-- values are damaged, these are left out of its row.
+create function durabletask.list_readable(
+    statuses text[], of_name text, prefix text, tag_set jsonb,
+    created_from timestamptz, created_until timestamptz,
+    finished_from timestamptz, finished_until timestamptz,
+    of_parent text, after_at timestamptz, after_id text, count_max integer
+) returns setof durabletask.process_row
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+declare
+    -- As in `readable`.
+    v_froms bigint[] := array(
+        select 1::bigint << k from generate_series(61, 0, -1) k);
+    v_untils bigint[] := array(
+        select 1::bigint << k from generate_series(62, 1, -1) k);
+    v_from bigint;
+    v_until bigint;
+    v_failures integer := 0;
+    v_nos bigint[] := '{}';
+    v_no bigint;
+begin
+    while cardinality(v_froms) > 0 loop
+        v_from := v_froms[cardinality(v_froms)];
+        v_until := v_untils[cardinality(v_untils)];
+        v_froms := trim_array(v_froms, 1);
+        v_untils := trim_array(v_untils, 1);
+        begin
+            v_nos := v_nos || array(
+                select s.process_no
+                from (
+                    select p.process_no, p.created_at, p.process_id from durabletask.process p
+                    where p.process_no >= v_from and p.process_no < v_until
+                        and (statuses is null or p.status = any (statuses))
+                        and (of_name is null or p.name = of_name)
+                        and (prefix is null or starts_with(p.process_id, prefix))
+                        and (list_readable.tag_set is null or p.tags @> list_readable.tag_set)
+                        and (created_from is null or p.created_at >= created_from)
+                        and (created_until is null or p.created_at < created_until)
+                        and (finished_from is null or p.finished_at >= finished_from)
+                        and (finished_until is null or p.finished_at < finished_until)
+                        and (of_parent is null or p.parent_id = of_parent)
+                        and (
+                            after_at is null
+                            or (p.created_at, p.process_id) > (after_at, after_id))
+                    offset 0  -- sorted afterwards, and not read in the order of an index
+                ) s
+                order by s.created_at, s.process_id
+                limit count_max);
+        exception when internal_error or system_error then
+            v_failures := v_failures + 1;
+            if v_failures > 10000 then
+                raise;
+            end if;
+            if v_until - v_from > 1 then
+                v_froms := v_froms || array[v_from + (v_until - v_from) / 2, v_from];
+                v_untils := v_untils || array[v_until, v_from + (v_until - v_from) / 2];
+            end if;
+        end;
+    end loop;
+    for v_no in
+        select s.process_no
+        from (
+            select p.process_no, p.created_at, p.process_id from durabletask.process p
+            where p.process_no = any (v_nos)
+            offset 0
+        ) s
+        order by s.created_at, s.process_id
+        limit count_max
+    loop
+        if durabletask.damage_of(v_no, true, false) is null then
+            return query select r.* from durabletask.process_row r where r.process_no = v_no;
+        else
+            return next durabletask.bare_row(v_no);
+        end if;
+    end loop;
+end
+$$;
+
+-- Return a process without its history, and without values that may be damaged.
+create function durabletask.bare_row(of_process bigint) returns durabletask.process_row
+language plpgsql volatile as $$
+declare
+    v_row durabletask.process_row;
+begin
+    select p.process_no, p.process_id, p.name, p.status, p.epoch, p.seq, p.deaths, p.generation,
+        p.parked, f.host_id, f.label, p.wake_at, p.created_at, p.updated_at, p.start_at,
+        p.started_at, p.deadline_at, p.finished_at, p.creation_id, p.input_digest, null::text,
+        p.parent_id, p.parent_incarnation, p.parent_generation, p.parent_key, null::text,
+        null::bytea, null::bytea, 'null'::bytea, null::jsonb
+    into v_row
+    from durabletask.process p left join durabletask.fence f on f.host_no = p.owner_no
+    where p.process_no = of_process;
+    return v_row;
+end
+$$;
+
 -- Let go of what can be read of a host's processes; return whether none of it is left.
 create function durabletask.let_go_readable(host_no bigint, died boolean, now_at timestamptz)
 returns boolean
@@ -177,12 +323,18 @@ create function durabletask.take_readable(
 language plpgsql volatile as $$
 declare
     v_found bigint[];
+    v_complete boolean;
     v_no bigint;
 begin
     nos := '{}';
     epochs := '{}';
-    v_found := (
-        select f.nos from durabletask.readable('claimable', null, names, now_at, count_max) f);
+    select f.nos, f.complete into v_found, v_complete
+    from durabletask.readable('claimable', null, names, now_at, count_max) f;
+    if not v_complete then
+        v_found := (
+            select f.nos
+            from durabletask.readable('claimable by number', null, names, now_at, count_max) f);
+    end if;
     for v_no in
         select p.process_no from durabletask.process p
         where p.process_no = any (v_found)
@@ -250,6 +402,35 @@ begin
             raise warning 'the letters to process number % cannot be moved: %', v_no, sqlerrm;
         end;
     end loop;
+end
+$$;
+
+-- Remove up to `count_max` processes that finished before `before`; return how many. One of which
+-- something cannot be read stays as it is.
+create function durabletask.purge_readable(before timestamptz, count_max integer) returns integer
+language plpgsql volatile as $$
+declare
+    v_no bigint;
+    v_count integer := 0;
+begin
+    -- Those that stay are found each time and must not stand before the others for ever.
+    for v_no in
+        select n.no
+        from durabletask.readable('finished', null, null, before, count_max + 10000) f
+        cross join unnest(f.nos) as n (no)
+    loop
+        exit when v_count >= count_max;
+        begin
+            perform 1 from durabletask.process p where p.process_no = v_no for update skip locked;
+            if found then
+                perform durabletask.remove(array[v_no]);
+                v_count := v_count + 1;
+            end if;
+        exception when internal_error or system_error then
+            raise warning 'process number % cannot be purged: %', v_no, sqlerrm;
+        end;
+    end loop;
+    return v_count;
 end
 $$;
 
