@@ -14,7 +14,7 @@ from durabletask_postgres import PostgresStorage
 from durabletask_postgres._sql import Statements
 from durabletask_postgres.testing import ThrowAwayPostgres
 from tests.postgres.pooler import Pooler
-from tests.postgres.stores import PATIENCE_S, Schemas, connected, make, new_world
+from tests.postgres.stores import PATIENCE_S, Schemas, connected, held, make, new_world
 
 LONG_S = 600.0
 """A lease that certainly lasts longer than the test."""
@@ -92,6 +92,28 @@ async def test_a_fenced_host_is_refused_for_good(schemas: Schemas) -> None:
                 await zombie.add("q", lease=old)
             assert await other.payloads("p") == {}
             assert await other.ids() == ["p"]
+
+
+async def test_what_is_locked_at_a_takeover_follows_later(schemas: Schemas) -> None:
+    """G4 F114: its host is refused from the first on, and the death counts for it as well."""
+    with schemas.new() as schema:
+        async with (
+            new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as zombie,
+            new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as other,
+            connected(schemas.dsn) as connection,
+        ):
+            old = await zombie.host("zombie")
+            await zombie.add("p", "q", lease=old)
+            end = "update durabletask.lease set expires_at = now() - interval '1 s'"
+            await connection.execute(Statements(schema).rewrite(end))
+            lease = await other.host("other")
+            async with held(schemas.dsn, schema, "p"):
+                assert await until_taken(other, lease) == ["q"]
+                with pytest.raises(LeaseLostError):
+                    await zombie.storage.renew(old)
+                assert await other.take(lease) == {}
+            taken = await other.take(lease)
+            assert (taken["p"].row.deaths, (await other.row("q")).deaths) == (1, 1)
 
 
 async def test_a_host_that_lives_is_left_alone(schemas: Schemas) -> None:

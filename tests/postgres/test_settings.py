@@ -1,11 +1,13 @@
 """Whatever a role, a database or an administrator has set, what is promised is kept."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlencode
 
+import asyncpg
 import pytest
 
 from durabletask import Process, ProcessHost, Status
@@ -16,7 +18,7 @@ from durabletask_postgres import PostgresStorage
 from durabletask_postgres._sql import Statements
 from durabletask_postgres.testing import ThrowAwayPostgres
 from tests.postgres.server import Postgres, sql
-from tests.postgres.stores import PATIENCE_S, Schemas, connected, make, new_world
+from tests.postgres.stores import PATIENCE_S, Connection, Schemas, connected, make, new_world
 
 WRITTEN = ("process", "checkpoint", "event", "letter", "fence", "claim_mark")
 
@@ -196,3 +198,40 @@ async def test_nul_in_ids_is_refused_and_in_values_it_is_kept(schemas: Schemas) 
                     await host.raise_event("p", bad, "x")
             handle = await host.spawn(echo, "p", "\x00\u2028")
             assert await handle.result(timeout=PATIENCE_S) == "\x00\u2028\x00"
+
+
+class DictRecord(asyncpg.Record):
+    """A class of records that a user likes better."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+async def test_a_pool_of_the_users_keeps_its_own_codecs(schemas: Schemas) -> None:
+    """Issue 3 point 4: what an application has taught its pool changes nothing of ours."""
+
+    async def teach(connection: Connection) -> None:
+        for name in ("json", "jsonb"):
+            await connection.set_type_codec(
+                name, encoder=json.dumps, decoder=json.loads, schema="pg_catalog"
+            )
+        await connection.set_type_codec(
+            "bytea",
+            encoder=lambda data: "\\x" + data.hex(),
+            decoder=lambda text: bytearray.fromhex(text[2:]),
+            schema="pg_catalog",
+        )
+        await connection.set_type_codec("text", encoder=str, decoder=str, schema="pg_catalog")
+
+    with schemas.new() as schema:
+        async with asyncpg.create_pool(
+            schemas.dsn, min_size=0, max_size=3, init=teach, record_class=DictRecord
+        ) as pool:
+            storage = PostgresStorage(pool, schema=schema)
+            async with ProcessHost(storage, processes=[three_steps]) as host:
+                handle = await host.spawn(three_steps, "p", tags={"team": "red"})
+                assert await handle.result(timeout=PATIENCE_S) == [1, 2, 3]
+                assert (await handle.info()).tags == {"team": "red"}
+                assert len(await handle.history()) == 3
+                for tags, found in (({"team": "red"}, ["p"]), ({"team": "blue"}, [])):
+                    assert [each.id async for each in host.list(tags=tags)] == found
