@@ -17,6 +17,7 @@ from typing import Any
 
 from durabletask_postgres.testing import ThrowAwayPostgres
 from tests.chaos import program
+from tests.chaos.mistakes import MISTAKES
 from tests.chaos.program import Setting
 from tests.chaos.troop import END_MAX_S, Hangs, Member, Troop, now_s, pause
 
@@ -234,7 +235,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--mistake", choices=MISTAKES, help="planted into every program")
     arguments = parser.parse_args()
+    if arguments.mistake:
+        MISTAKES[arguments.mistake]()
     gc.collect()
     gc.freeze()  # else each forked program copies what the first collection touches
     facts = play(arguments.round, arguments.folder, arguments.count, arguments.seed)

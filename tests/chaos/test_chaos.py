@@ -83,12 +83,12 @@ class Played:
         return found
 
 
-def play(folder: Path, name: str, count: int) -> Played:
+def play(folder: Path, name: str, count: int, *more: str) -> Played:
     """Let the driver play one round."""
     seed = int(os.environ.get("CHAOS_SEED", random.randrange(2**32)))
     command = [sys.executable, "-W", "error", "-m", "tests.chaos.nemesis", name, str(folder)]
     done = subprocess.run(
-        [*command, "--count", str(count), "--seed", str(seed)],
+        [*command, "--count", str(count), "--seed", str(seed), *more],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         capture_output=True,
@@ -147,6 +147,12 @@ def check_kills(played: Played) -> None:
     assert moved > played.facts["kills"] / 2
     assert again > played.facts["kills"] / 20
     assert played.counts["claim invoke"] > played.counts["claim ok"]
+
+
+def test_the_harness_sees_a_mistake(tmp_path: Path) -> None:
+    """C18: hosts that acknowledge what they have only sent lose it when they are killed."""
+    played = play(tmp_path, "kills", KILLS // 10, "--mistake", "acknowledged_first")
+    assert "I1" in {each.invariant for each in check(played.history, played.final)}
 
 
 def test_the_server_crashes(tmp_path: Path) -> None:
