@@ -14,6 +14,7 @@ from durabletask_postgres import PostgresStorage
 from durabletask_postgres._sql import Statements
 from durabletask_postgres.testing import ThrowAwayPostgres
 from tests.postgres.pooler import Pooler
+from tests.postgres.server import Postgres
 from tests.postgres.stores import PATIENCE_S, Schemas, connected, held, make, new_world
 
 LONG_S = 600.0
@@ -65,6 +66,28 @@ async def test_a_host_whose_sessions_are_gone_is_replaced_long_before_its_lease_
             assert [each.key for each in (await other.history("p")).checkpoints] == ["a"]
             assert (await other.row("p")).epoch == 2
             assert await seconds_left(schemas, schema) > LONG_S / 2
+
+
+async def test_schemas_of_one_database_do_not_speak_for_each_other(
+    postgres: Postgres, schema: str
+) -> None:
+    """G11: the first host of one schema dies; that of another one lives and has the same number."""
+    neighbour = f"{schema}_b"
+    for name in (schema, neighbour):
+        await make(postgres.dsn, name)
+    async with (
+        new_world(postgres.dsn, neighbour, lease_ttl_s=LONG_S) as living,
+        new_world(postgres.dsn, schema, lease_ttl_s=LONG_S) as other,
+    ):
+        theirs = await living.host("living")
+        await living.held("p", theirs)
+        async with new_world(postgres.dsn, schema, lease_ttl_s=LONG_S) as dying:
+            await dying.held("p", await dying.host("dying"))
+            lease = await other.host("other")
+        assert await until_taken(other, lease) == ["p"]
+        assert (await living.row("p")).owner == "living"
+    async with connected(postgres.dsn) as connection:
+        await connection.execute(f"drop schema {neighbour} cascade")
 
 
 async def test_a_fenced_host_is_refused_for_good(schemas: Schemas) -> None:
