@@ -55,6 +55,7 @@ from durabletask_postgres._rows import (
     snapshot_of,
 )
 from durabletask_postgres._sql import DEFAULT_SCHEMA, Statements
+from durabletask_postgres._subscribers import Subscribers
 
 _log = logging.getLogger("durabletask")
 
@@ -68,7 +69,6 @@ WITNESS_LOOK_S = 0.4
 """Between two looks at the other hosts' sessions, which cost more than the rest of a claim."""
 
 _SYSTEM_CLOCK = SystemClock()
-_Callback = Callable[[str | None], None]
 
 
 class PostgresStorage:
@@ -136,7 +136,7 @@ class PostgresStorage:
         self._leases: set[str] = set()
         self._lost_claims: set[str] = set()
         self._looked_s = 0.0
-        self._subscribers: dict[object, tuple[asyncio.AbstractEventLoop, _Callback]] = {}
+        self._subscribers = Subscribers(self._attune)
         self._ear: Ear | None = None
         if notify and self._connections.can_dial:
             self._ear = Ear(self._connections, self._statements, self._instance, self._heard)
@@ -173,7 +173,7 @@ class PostgresStorage:
             for event, answer in zip(events, answers, strict=True)
             if answer.event is not None
         ]
-        self._hint([process_id for process_id, _ in stored])
+        self._subscribers.tell([process_id for process_id, _ in stored])
         self._notify_others(
             [process_id for process_id, owner in stored if owner not in self._leases]
         )
@@ -354,15 +354,7 @@ class PostgresStorage:
 
     def subscribe(self, callback: Callable[[str | None], None]) -> Callable[[], None]:
         """Call back on the caller's loop when something may have changed."""
-        token = object()
-        self._subscribers[token] = asyncio.get_running_loop(), callback
-        self._attune()
-
-        def unsubscribe() -> None:
-            self._subscribers.pop(token, None)
-            self._attune()
-
-        return unsubscribe
+        return self._subscribers.add(callback)
 
     def _attune(self) -> None:
         """Have an ear for as long as there is somebody to hear, and no heart that hears as well."""
@@ -377,7 +369,7 @@ class PostgresStorage:
 
     def _tell(self, process_ids: "Sequence[str | None]") -> None:
         """Tell everybody, here and elsewhere."""
-        self._hint(process_ids)
+        self._subscribers.tell(process_ids)
         self._notify_others(process_ids)
 
     def _notify_others(self, process_ids: "Sequence[str | None]") -> None:
@@ -385,18 +377,7 @@ class PostgresStorage:
             self._notifier.tell(process_ids[0] if len(process_ids) == 1 else None)
 
     def _heard(self, process_id: str | None) -> None:
-        self._hint([process_id])
-
-    def _hint(self, process_ids: "Sequence[str | None]") -> None:
-        if process_ids:
-            for token, (loop, _) in self._subscribers.items():
-                loop.call_soon(self._call, token, process_ids)
-
-    def _call(self, token: object, process_ids: "Sequence[str | None]") -> None:
-        for process_id in process_ids:
-            if token not in self._subscribers:
-                return
-            self._subscribers[token][1](process_id)
+        self._subscribers.tell([process_id])
 
 
 def _checked(name: str, value: float) -> float:
