@@ -1,15 +1,18 @@
 """The user's rows and ours are one: in the user's transaction, and in a step's own."""
 
 from collections import Counter
+from typing import Literal
 
 import pytest
 
 from durabletask import Process, ProcessClient, ProcessHost
-from durabletask.errors import StepError
+from durabletask.errors import StepError, StorageError
 from durabletask_postgres import PostgresStorage
 from tests.postgres.proxy import Fate, Link, Proxy
 from tests.postgres.stores import PATIENCE_S, Connection, Schemas, connected
 from tests.postgres.wire import Message, Side
+
+IsolationLevels = Literal["read_committed", "repeatable_read", "serializable"]
 
 LONG_S = 600.0
 """A lease that certainly lasts longer than the test."""
@@ -164,3 +167,38 @@ async def test_a_spawn_in_the_users_transaction_is_as_real_as_its_rows(schemas: 
             assert await handle.result(timeout=PATIENCE_S) == 4
             assert await rows(schemas.dsn, schema) == {"order/2": 1}
         await client.storage.close()
+
+
+@pytest.mark.parametrize("isolation", ["read_committed", "repeatable_read", "serializable"])
+async def test_the_users_transaction_may_have_any_isolation(
+    schemas: Schemas, isolation: IsolationLevels
+) -> None:
+    """F074: spawning and raising in it works whatever it sees."""
+
+    async def order(proc: Process, number: int) -> str:
+        return f"{number} {await proc.event('paid', str)}"
+
+    with schemas.new() as schema:
+        storage = PostgresStorage(schemas.dsn, schema=schema)
+        async with ProcessHost(storage, processes=[order]) as host, connected(schemas.dsn) as user:
+            async with user.transaction(isolation=isolation):
+                await host.spawn(order, "p", 7, connection=user)
+                again = await host.spawn(order, "p", 7, connection=user)
+            async with user.transaction(isolation=isolation):
+                await again.raise_event("paid", "cash", connection=user)
+            assert await again.result(timeout=PATIENCE_S) == "7 cash"
+
+
+async def test_a_transaction_that_only_reads_takes_nothing(schemas: Schemas) -> None:
+    """Issue 3, bad input: the error is the storage's and not the driver's; nothing is there."""
+
+    async def order(proc: Process) -> None:
+        await proc.event("paid", str)
+
+    with schemas.new() as schema:
+        storage = PostgresStorage(schemas.dsn, schema=schema)
+        async with ProcessHost(storage, processes=[order]) as host, connected(schemas.dsn) as user:
+            async with user.transaction(readonly=True):
+                with pytest.raises(StorageError):
+                    await host.spawn(order, "p", connection=user)
+            assert list(await storage.read(["p"])) == [None]
