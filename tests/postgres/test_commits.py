@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar, cast
 
 import asyncpg
 import pytest
 
 from durabletask import Process, ProcessHost
-from durabletask.errors import StorageRewoundError, StorageUnknownError
+from durabletask.errors import ProcessBusyError, StorageRewoundError, StorageUnknownError
 from durabletask.storage import DONE, Leave, Refusal, Status, UnitOutcome
 from durabletask.testing._conformance.world import FINISH, World, event, step, unit
 from durabletask_postgres import PostgresStorage
@@ -82,6 +82,32 @@ async def test_locked_ids_and_mailboxes_hold_up_no_batch(schemas: Schemas) -> No
                 answers = await world.send(*(event(each, "e1") for each in ids))
             assert [each.refused for each in answers if each.refused] == [Refusal.BUSY]
             assert answers[13].refused is Refusal.BUSY
+
+
+async def test_a_person_who_locks_a_row_in_psql_stops_that_process_only(schemas: Schemas) -> None:
+    """G13: neighbours on the same host begin and end meanwhile; the held one ends afterwards."""
+
+    async def body(proc: Process) -> str:
+        await proc.do("one", str)
+        await proc.event("go", str)
+        return await proc.do("two", lambda: proc.id)
+
+    with schemas.new() as schema:
+        storage = PostgresStorage(schemas.dsn, schema=schema)
+        async with ProcessHost(storage, processes=[body]) as host:
+            stuck = await host.spawn(body, "stuck")
+            await _until(stuck.info, lambda info: info.status is Status.WAITING)
+            async with held(schemas.dsn, schema, "stuck"):
+                raising = asyncio.create_task(stuck.raise_event("go", "on"))
+                for number in range(20):
+                    handle = await host.spawn(body, f"p{number}")
+                    await handle.raise_event("go", "on")
+                    assert await handle.result(timeout=PATIENCE_S) == f"p{number}"
+                assert (await stuck.info()).status is Status.WAITING
+            with suppress(ProcessBusyError):  # where the others took longer than it asks again
+                await raising
+            await stuck.raise_event("go", "on")
+            assert await stuck.result(timeout=PATIENCE_S) == "stuck"
 
 
 # --- a database that went back in time ---------------------------------------------------------
