@@ -151,7 +151,7 @@ def check_kills(played: Played) -> None:
 
 def test_the_harness_sees_a_mistake(tmp_path: Path) -> None:
     """C18: hosts that acknowledge what they have only sent lose it when they are killed."""
-    played = play(tmp_path, "kills", KILLS // 10, "--mistake", "acknowledged_first")
+    played = play(tmp_path, "kills", KILLS // 20, "--mistake", "acknowledged_first")
     assert "I1" in {each.invariant for each in check(played.history, played.final)}
 
 
