@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 from typing import cast
@@ -14,7 +15,7 @@ from durabletask_postgres import PostgresStorage
 from durabletask_postgres._sql import Statements
 from tests.postgres.gates import new_gate, plant, wait_blocked
 from tests.postgres.server import Postgres
-from tests.postgres.stores import Schemas, connected, make, new_world
+from tests.postgres.stores import Schemas, connected, held, make, new_world
 
 CLAIM_LOCK = """
 select pg_advisory_xact_lock('durabletask.claim_mark'::regclass::oid::integer, host_no::integer)
@@ -216,6 +217,20 @@ async def _take_all(world: World) -> list[str]:
     while part := await world.take(lease, count_max=100):
         found += part
     return found
+
+
+async def test_in_place_of_what_is_locked_nothing_is_taken_before_its_time(
+    schemas: Schemas,
+) -> None:
+    """G7: the one that is due is held by somebody; the next one is due in an hour, and stays."""
+    with schemas.new() as schema:
+        async with new_world(schemas.dsn, schema) as world:
+            lease = await world.host("me")
+            await world.add("due")
+            await world.add("later", start_at=datetime.now(UTC) + timedelta(hours=1))
+            async with held(schemas.dsn, schema, "due"):
+                assert await world.take(lease, count_max=1) == {}
+            assert list(await world.take(lease, count_max=2)) == ["due"]
 
 
 async def test_what_nobody_can_run_costs_a_claim_nothing(schemas: Schemas) -> None:
