@@ -32,7 +32,7 @@ from durabletask_postgres._batch import (
     steps_first,
 )
 from durabletask_postgres._connections import Connections
-from durabletask_postgres._refusals import is_locked, is_taken
+from durabletask_postgres._refusals import is_damage, is_locked, is_taken
 from durabletask_postgres._sql import Statements
 from durabletask_postgres._trouble import UnexpectedError
 
@@ -191,6 +191,9 @@ class Commits:
             ((place, unit),) = places
             if isinstance(error, UnexpectedError):
                 _log.error("process %s cannot be written: %s", ascii(unit.process_id), error)
+                if is_damage(error):
+                    # It may be the mark that cannot be read, and that would stop everybody.
+                    self._marks.pop(lease.host_id, None)
             found = {place: BUSY}
         for place, outcome in found.items():
             answers[place] = outcome

@@ -1441,6 +1441,7 @@ declare
     v_repeated boolean := false;
     v_fenced boolean;
     v_moved boolean := false;
+    v_noted boolean := false;
     v_bad_nos bigint[] := '{}';
     v_bad_epochs integer[];
     v_damages text[];
@@ -1463,8 +1464,8 @@ begin
     elsif careful then
         v_moved := true;
         perform durabletask.move_readable_letters(now_at);
-        v_news := durabletask.hear_readable(v_host_no);
-        select t.nos, t.epochs into v_nos, v_epochs
+        v_news := durabletask.hear_readable(v_host_no, now_at);
+        select t.nos, t.epochs, t.noted into v_nos, v_epochs, v_noted
         from durabletask.take_readable(v_host_no, names, now_at, count_max) t;
     else
         v_moved := exists (select from durabletask.letter);
@@ -1538,7 +1539,7 @@ begin
     end if;
 
     if careful then
-        more := count_max > 0 and cardinality(v_nos) >= count_max;
+        more := count_max > 0 and (v_noted or cardinality(v_nos) >= count_max);
     else
         more := (v_repeated or cardinality(v_nos) >= count_max) and exists (
             select
@@ -1653,6 +1654,35 @@ insert into durabletask.migration (version, name, applied_at) values (5, 'claim'
 -- that are those of the classes XX (a page, an index or a value is damaged) and 58 (the disk);
 -- `internal_error` and `system_error` stand for the whole of them.
 
+-- Processes that could be read and not written, for people to look at. They are left alone for a
+-- minute: each attempt leaves something behind that nobody can vacuum while a page is damaged. An
+-- index entry beside those of a damaged page may be why: Postgres looks at what these lead to
+-- before it splits a page of an index.
+create table durabletask.damage (
+    process_no  bigint primary key,
+    at          timestamptz not null,
+    message     text not null
+);
+
+create function durabletask.note_damage(of_process bigint, message text, now_at timestamptz)
+returns void
+language plpgsql volatile as $$
+begin
+    raise warning 'process number % cannot be written: %', of_process, message;
+    insert into durabletask.damage as d (process_no, at, message)
+    values (of_process, now_at, note_damage.message)
+    on conflict (process_no) do update set at = excluded.at, message = excluded.message;
+end
+$$;
+
+create function durabletask.is_noted(of_process bigint, now_at timestamptz) returns boolean
+language sql volatile
+begin atomic
+    select exists (
+        select from durabletask.damage d
+        where d.process_no = of_process and d.at > now_at - interval '1 min');
+end;
+
 -- Find by their numbers what can be read: "owned" by a host, "news" for it, "claimable" (the
 -- longest of each name; "claimable by number" where its index is what is damaged), with "letters",
 -- or some that are "finished" since before `now_at`. A range of numbers that fails is halved, until
@@ -1693,7 +1723,8 @@ begin
                 nos := nos || array(
                     select p.process_no from durabletask.process p
                     where p.owner_no = readable.host_no and p.news and p.process_no >= v_from
-                        and p.process_no < v_until and p.epoch >= 0);
+                        and p.process_no < v_until and p.epoch >= 0
+                        and not durabletask.is_noted(p.process_no, readable.now_at));
             when 'claimable' then
                 nos := nos || array(
                     select c.process_no
@@ -1702,6 +1733,7 @@ begin
                         select p.process_no from durabletask.process p
                         where p.name = n.name and p.claimable_at <= readable.now_at
                             and p.process_no >= v_from and p.process_no < v_until and p.epoch >= 0
+                            and not durabletask.is_noted(p.process_no, readable.now_at)
                         order by p.claimable_at, p.process_no
                         limit readable.count_max
                     ) c);
@@ -1711,13 +1743,15 @@ begin
                     where p.process_no >= v_from and p.process_no < v_until
                         and coalesce(p.name, '') = any (readable.names)
                         and coalesce(p.claimable_at, 'infinity') <= readable.now_at
+                        and not durabletask.is_noted(p.process_no, readable.now_at)
                     order by p.claimable_at
                     limit readable.count_max);
             when 'letters' then
                 nos := nos || array(
                     select distinct l.process_no from durabletask.letter l
                     where l.process_no >= v_from and l.process_no < v_until
-                        and l.name is not null);
+                        and l.name is not null
+                        and not durabletask.is_noted(l.process_no, readable.now_at));
             when 'finished' then
                 nos := nos || array(
                     select p.process_no from durabletask.process p
@@ -1951,10 +1985,10 @@ begin
                 perform durabletask.let_go_of(array[v_no], false, false, now_at);
             end;
         exception when internal_error or system_error then
-            raise warning 'process number % cannot be let go: %', v_no, sqlerrm;
+            perform durabletask.note_damage(v_no, sqlerrm, now_at);
         end;
     end loop;
-    raise warning 'what is left of host number % cannot be read', host_no
+    raise warning 'what is left of host number % cannot be read or written', host_no
         using hint = format(
             'once it can: select durabletask.let_go(%s, false, durabletask.clock())', host_no);
     return v_found.complete and not exists (
@@ -1964,10 +1998,11 @@ begin
 end
 $$;
 
--- Take the longest claimable processes of those that can be read.
+-- Take the longest claimable processes of those that can be read; `noted` if some could not be
+-- written, so that others may have been passed by.
 create function durabletask.take_readable(
     host_no bigint, names text[], now_at timestamptz, count_max integer,
-    out nos bigint[], out epochs integer[]
+    out nos bigint[], out epochs integer[], out noted boolean
 )
 language plpgsql volatile as $$
 declare
@@ -1977,6 +2012,7 @@ declare
 begin
     nos := '{}';
     epochs := '{}';
+    noted := false;
     select f.nos, f.complete into v_found, v_complete
     from durabletask.readable('claimable', null, names, now_at, count_max) f;
     if not v_complete then
@@ -1999,21 +2035,22 @@ begin
                 nos := nos || v_no;
             end if;
         exception when internal_error or system_error then
-            raise warning 'process number % cannot be taken: %', v_no, sqlerrm;
+            noted := true;
+            perform durabletask.note_damage(v_no, sqlerrm, now_at);
         end;
     end loop;
 end
 $$;
 
 -- Hear what is new for a host's processes, as far as they can be read.
-create function durabletask.hear_readable(host_no bigint) returns bigint[]
+create function durabletask.hear_readable(host_no bigint, now_at timestamptz) returns bigint[]
 language plpgsql volatile as $$
 declare
     v_no bigint;
     v_news bigint[] := '{}';
 begin
     for v_no in
-        select unnest(f.nos) from durabletask.readable('news', host_no, null, null, null) f
+        select unnest(f.nos) from durabletask.readable('news', host_no, null, now_at, null) f
     loop
         begin
             perform 1 from durabletask.process p
@@ -2024,7 +2061,7 @@ begin
                 v_news := v_news || v_no;
             end if;
         exception when internal_error or system_error then
-            raise warning 'process number % cannot be told its news: %', v_no, sqlerrm;
+            perform durabletask.note_damage(v_no, sqlerrm, now_at);
         end;
     end loop;
     return v_news;
@@ -2038,7 +2075,7 @@ declare
     v_no bigint;
 begin
     for v_no in
-        select unnest(f.nos) from durabletask.readable('letters', null, null, null, null) f
+        select unnest(f.nos) from durabletask.readable('letters', null, null, now_at, null) f
     loop
         begin
             perform 1 from durabletask.process p
@@ -2048,7 +2085,7 @@ begin
                 perform durabletask.move_letters(array[v_no], now_at);
             end if;
         exception when internal_error or system_error then
-            raise warning 'the letters to process number % cannot be moved: %', v_no, sqlerrm;
+            perform durabletask.note_damage(v_no, sqlerrm, now_at);
         end;
     end loop;
 end
@@ -2076,7 +2113,7 @@ begin
                 v_count := v_count + 1;
             end if;
         exception when internal_error or system_error then
-            raise warning 'process number % cannot be purged: %', v_no, sqlerrm;
+            perform durabletask.note_damage(v_no, sqlerrm, durabletask.clock());
         end;
     end loop;
     return v_count;

@@ -3,13 +3,19 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from itertools import count
 
 import pytest
 
 from durabletask import Process, ProcessHost
-from durabletask.errors import ProcessQuarantinedError, StorageCorruptError
+from durabletask.errors import (
+    ProcessQuarantinedError,
+    StorageCorruptError,
+    StorageUnavailableError,
+    StorageUnknownError,
+)
 from durabletask.storage import DONE, Ending, Form, Refusal, Status, UnitOutcome
 from durabletask.testing._conformance.world import World, event, new, step, unit
 from durabletask_postgres import PostgresStorage
@@ -34,6 +40,9 @@ from tests.postgres.stores import PATIENCE_S, connected
 
 BUSY = UnitOutcome(refused=Refusal.BUSY)
 
+_CLAIMS = count()
+"""A claim of one world must not be taken for the repeat of one of another."""
+
 
 @pytest.fixture(scope="module")
 def disk() -> Iterator[Disk]:
@@ -46,14 +55,15 @@ async def taken(world: World, *, count_max: int = 30) -> list[str]:
     """Claim all there is for a new host; return the ids in order, those with damage as "!id"."""
     lease = await world.host("other")
     ids: list[str] = []
-    # Claims of an earlier world must not be taken for repeated.
-    names = (f"{id(world)} {number}" for number in count())
-    while found := await world.take(lease, count_max=count_max, claim_id=next(names)):
-        assert len(found) <= count_max
-        for each, claimed in found.items():
-            if claimed.damage is not None:
-                assert (claimed.checkpoints, claimed.events) == ((), ())
-            ids.append(each if claimed.damage is None else f"!{each}")
+    more = True
+    while more:
+        claims = await world.claim(lease, count_max=count_max, claim_id=f"taken {next(_CLAIMS)}")
+        more = claims.more or bool(claims.claimed)
+        assert len(claims.claimed) <= count_max
+        for each in claims.claimed:
+            if each.damage is not None:
+                assert (each.checkpoints, each.events) == ((), ())
+            ids.append(each.row.process_id if each.damage is None else f"!{each.row.process_id}")
     return ids
 
 
@@ -226,6 +236,59 @@ async def test_an_index_of_which_a_page_is_damaged_holds_up_no_claim(disk: Disk)
     damage(disk.server, f"{schema}.process_claimable", page=1)
     async with disk.world(schema) as world:
         assert set(await taken(world, count_max=1000)) == set(ids)
+
+
+async def test_what_can_be_read_and_not_written_is_left_alone_for_a_minute(disk: Disk) -> None:
+    """G13: it is noted for people, holds up nobody, and is tried again."""
+    schema = await disk.schema()
+    async with disk.world(schema) as world, connected(disk.dsn) as connection:
+        await world.add("p", "q", "r")
+        await connection.execute(UNWRITABLE.replace("SCHEMA", schema))
+        assert await taken(world, count_max=1) == ["p", "r"]
+        noted = f"select process_no, at, message from {schema}.damage"
+        (before,) = await connection.fetch(noted)
+        assert (before["process_no"], before["message"]) == (2, "no such page")
+        assert not await taken(world)
+        assert await connection.fetch(noted) == [before]
+        await connection.execute(f"update {schema}.damage set at = at - interval '1 min'")
+        assert not await taken(world)
+        assert await connection.fetch(noted) != [before]
+        await connection.execute(f"drop trigger damaged on {schema}.process")
+        assert await taken(world) == ["q"]
+
+
+UNWRITABLE = """
+create function SCHEMA.fail() returns trigger language plpgsql as $$
+begin
+    raise exception 'no such page' using errcode = 'XX001';
+end
+$$;
+create trigger damaged before update on SCHEMA.process
+for each row when (new.process_id = 'q') execute function SCHEMA.fail();
+"""
+
+
+async def test_the_mark_of_the_last_commit_may_be_what_is_damaged(disk: Disk) -> None:
+    """G13: a host whose last acknowledged step cannot be read goes on with its processes."""
+    schema = await disk.schema()
+    async with disk.world(schema) as world:
+        lease = await world.host("me")
+        rows = await world.add(*ALL, lease=lease)
+        await world.done(lease, *(unit(row, 1, step("a", LONG)) for row in rows))
+        async with connected(disk.dsn) as connection:
+            page = await connection.fetchval(
+                f"select max(ctid)::text::point from {schema}.checkpoint"
+            )
+        # Postgres itself can write to no table of which the last page is damaged.
+        other = await world.host("other")
+        more = await world.add(*(f"q{each}" for each in ALL), lease=other)
+        await world.done(other, *(unit(row, 1, step("a", LONG)) for row in more))
+        damage(disk.server, f"{schema}.checkpoint", page=int(page.x))
+        with suppress(StorageUnavailableError, StorageUnknownError):
+            await world.storage.renew(lease)  # the connections are gone, as the server was
+        units = [unit(row, 2, step("b"), status=Status.WAITING) for row in rows[:20]]
+        await world.commit(lease, *units)
+        assert await world.commit(lease, *units) == [DONE] * len(units)
 
 
 # --- clients -------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ declare
     v_repeated boolean := false;
     v_fenced boolean;
     v_moved boolean := false;
+    v_noted boolean := false;
     v_bad_nos bigint[] := '{}';
     v_bad_epochs integer[];
     v_damages text[];
@@ -93,8 +94,8 @@ begin
     elsif careful then
         v_moved := true;
         perform durabletask.move_readable_letters(now_at);
-        v_news := durabletask.hear_readable(v_host_no);
-        select t.nos, t.epochs into v_nos, v_epochs
+        v_news := durabletask.hear_readable(v_host_no, now_at);
+        select t.nos, t.epochs, t.noted into v_nos, v_epochs, v_noted
         from durabletask.take_readable(v_host_no, names, now_at, count_max) t;
     else
         v_moved := exists (select from durabletask.letter);
@@ -168,7 +169,7 @@ begin
     end if;
 
     if careful then
-        more := count_max > 0 and cardinality(v_nos) >= count_max;
+        more := count_max > 0 and (v_noted or cardinality(v_nos) >= count_max);
     else
         more := (v_repeated or cardinality(v_nos) >= count_max) and exists (
             select
