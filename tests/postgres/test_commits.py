@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from random import Random
 from typing import TypeVar, cast
 
 import asyncpg
@@ -11,7 +12,7 @@ import pytest
 from durabletask import Process, ProcessHost
 from durabletask.errors import ProcessBusyError, StorageRewoundError, StorageUnknownError
 from durabletask.storage import DONE, Leave, Refusal, Status, UnitOutcome
-from durabletask.testing._conformance.world import FINISH, World, event, step, unit
+from durabletask.testing._conformance.world import FINISH, World, event, made, new, step, unit
 from durabletask_postgres import PostgresStorage
 from durabletask_postgres._pools import OwnPool
 from durabletask_postgres._sql import Statements
@@ -108,6 +109,54 @@ async def test_a_person_who_locks_a_row_in_psql_stops_that_process_only(schemas:
                 await raising
             await stuck.raise_event("go", "on")
             assert await stuck.result(timeout=PATIENCE_S) == "stuck"
+
+
+async def test_batches_in_any_order_do_not_lock_each_other_out(database: str) -> None:
+    """F055: commits, deliveries, creations, purges, claims of the same processes: no deadlock."""
+    random = Random(55)
+    ids = [f"p{number}" for number in range(20)]
+    ends = [f"end{number}" for number in range(20)]
+    # So soon that a deadlock is found before anybody gives up waiting.
+    dsn = f"{database}&deadlock_timeout=5ms"
+
+    def shuffled(names: list[str]) -> list[str]:
+        return random.sample(names, len(names))
+
+    async with (
+        new_world(dsn, "durabletask") as host,
+        new_world(dsn, "durabletask") as a,
+        new_world(dsn, "durabletask") as b,
+    ):
+        lease = await host.host("me")
+        rows = {row.process_id: row for row in await host.add(*ids, lease=lease)}
+
+        async def commit() -> None:
+            for seq in range(1, 41):
+                batch = [unit(rows[each], seq, status=Status.WAITING) for each in shuffled(ids)]
+                await host.commit(lease, *batch)
+                await host.claim(lease)
+
+        async def deliver(world: World) -> None:
+            for number in range(40):
+                events = [event(each, f"{id(world)}/{number}") for each in shuffled(ids + ends)]
+                await world.send(*events)
+
+        async def replace(world: World) -> None:
+            for number in range(20):
+                fresh = [
+                    new(each, replace=True, creation_id=f"{id(world)}/{number}")
+                    for each in shuffled(ends)
+                ]
+                created = await world.storage.create(fresh, lease)
+                ours = [made(each) for each in created if each.fresh]
+                await world.commit(lease, *(unit(row, 1, ending=FINISH) for row in ours))
+                if number % 3 == 0:
+                    await world.storage.purge(shuffled(ends))
+
+        await asyncio.gather(commit(), deliver(a), deliver(b), replace(a), replace(b))
+    async with connected(database) as connection:
+        query = "select deadlocks from pg_stat_database where datname = current_database()"
+        assert await connection.fetchval(query) == 0
 
 
 # --- a database that went back in time ---------------------------------------------------------
