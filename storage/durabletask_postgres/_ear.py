@@ -7,6 +7,7 @@ is missed makes a wait as long as the poll interval and nothing wrong.
 
 import asyncio
 import logging
+import os
 import random
 from contextlib import suppress
 from typing import Final
@@ -72,6 +73,7 @@ class Ear:
         self._ending: set[asyncio.Task[None]] = set()
         self._resting: asyncio.TimerHandle | None = None
         self._closed = False
+        self._pid = os.getpid()
 
     def open(self) -> None:
         """Begin to listen, or go on."""
@@ -101,10 +103,13 @@ class Ear:
             task.add_done_callback(self._ending.discard)
 
     async def close(self) -> None:
-        """End for good; the connection is gone when this returns. Safe to repeat."""
+        """End for good; the connection is gone when this returns. Safe to repeat.
+
+        In the child of a fork nothing is waited for: the connection is the parent's.
+        """
         self._closed = True
         self.end()
-        if self._ending:
+        if self._ending and os.getpid() == self._pid:  # the child of a fork has no such loop
             await asyncio.wait(self._ending)
 
     def _stay(self) -> None:

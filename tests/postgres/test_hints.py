@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import pytest
@@ -338,6 +339,34 @@ async def test_a_program_that_forgets_to_close_leaves_nothing(
     await control.wait_until(
         "select not exists (select from pg_stat_activity where application_name = $1)", schema
     )
+
+
+async def test_the_child_of_a_fork_leaves_the_parents_ear_alone(
+    postgres: Postgres, schema: str, control: Control
+) -> None:
+    """F015: closing in the child ends at once, and the parent goes on to hear."""
+    news = News()
+    async with storage_of(postgres.dsn, schema) as storage:
+        storage.subscribe(news)
+        assert await news.next() is None
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                _close(storage)
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        await control.connection.execute(TELL, schema, "other:p")
+        assert await news.next() == "p"
+
+
+def _close(storage: PostgresStorage) -> None:
+    """Close a storage on a loop of this program's own, as a child has one."""
+    asyncio.events._set_running_loop(None)
+    with closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(asyncio.wait_for(storage.close(), PATIENCE_S))
 
 
 # --- how often others are told ---------------------------------------------------------------
