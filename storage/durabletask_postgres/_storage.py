@@ -43,6 +43,7 @@ from durabletask_postgres._commits import Commits
 from durabletask_postgres._connections import Connections
 from durabletask_postgres._damage import Salvage
 from durabletask_postgres._ear import Ear
+from durabletask_postgres._gathering import Gathering
 from durabletask_postgres._heart import Heart
 from durabletask_postgres._migrate import ensure_schema
 from durabletask_postgres._notify import Notifier, new_instance, told
@@ -64,6 +65,11 @@ LEASE_TTL_S = 15.0
 
 CONNECTIONS_MAX = 4
 CONNECT_TIMEOUT_S = 10.0
+
+DELIVER_MAX = 1_000
+"""Events in one round trip, or so many times `DELIVER_BYTES` of their payloads."""
+
+DELIVER_BYTES = 8 * 1024
 
 WITNESS_LOOK_S = 0.4
 """Between two looks at the other hosts' sessions, which cost more than the rest of a claim."""
@@ -128,6 +134,8 @@ class PostgresStorage:
         )
         self._fetch = self._connections.fetch
         self._salvage = Salvage(self._fetch, self._statements)
+        # By the limit of the mailbox, of which a program has one.
+        self._deliveries: dict[int, Gathering[NewEvent, Delivered]] = {}
         self._notifier = Notifier(self._fetch, self._statements, self._instance)
         self._commits = Commits(self._connections, self._statements, self._clock)
         self._bodies = _transactions.Bodies(self._connections, self._statements)
@@ -167,16 +175,25 @@ class PostgresStorage:
 
     async def deliver(self, events: Sequence[NewEvent], *, mailbox_max: int) -> Sequence[Delivered]:
         """Put events into mailboxes, in the given order."""
-        answers = await _clients.deliver(self._fetch, self._statements, events, mailbox_max)
+        deliveries = self._deliveries.get(mailbox_max)
+        if deliveries is None:
+
+            async def flush(events: Sequence[NewEvent]) -> Sequence[Delivered]:
+                return await _clients.deliver(self._fetch, self._statements, events, mailbox_max)
+
+            deliveries = Gathering(flush, DELIVER_MAX, _weight)
+            self._deliveries[mailbox_max] = deliveries
+        answers = await deliveries.ask(events)
         stored = [
             (event.process_id, answer.owner)
             for event, answer in zip(events, answers, strict=True)
             if answer.event is not None
         ]
-        self._subscribers.tell([process_id for process_id, _ in stored])
-        self._notify_others(
-            [process_id for process_id, owner in stored if owner not in self._leases]
+        # What a host elsewhere holds is no news to one here, which would claim for nothing.
+        self._subscribers.tell(
+            [each for each, owner in stored if owner is None or owner in self._leases]
         )
+        self._notify_others([each for each, owner in stored if owner not in self._leases])
         return answers
 
     async def read(
@@ -309,6 +326,8 @@ class PostgresStorage:
         hearts, self._hearts = list(self._hearts.values()), {}
         for heart in hearts:
             await heart.close()
+        for deliveries in self._deliveries.values():
+            await deliveries.close()
         await self._notifier.close()
         await self._connections.close()
 
@@ -378,6 +397,10 @@ class PostgresStorage:
 
     def _heard(self, process_id: str | None) -> None:
         self._subscribers.tell([process_id])
+
+
+def _weight(event: NewEvent) -> int:
+    return 1 + len(event.payload) // DELIVER_BYTES
 
 
 def _checked(name: str, value: float) -> float:
