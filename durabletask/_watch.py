@@ -1,11 +1,12 @@
 """Waiting for processes to end, wherever they run.
 
 A process that runs on this host tells; every other one is looked at, when the
-storage hints or when the poll interval is over. All waits share one look.
+storage hints at it or when the poll interval is over. All waits share one look.
 """
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -22,6 +23,10 @@ from durabletask._storage import Hints, ProcessStorage
 _log = logging.getLogger("durabletask")
 
 READ_MAX = 1_000
+
+REST = 4
+"""A hint of "anything" is followed by a look at everything, but by none for so many times as long
+as the last one took: a thousand waits beside a busy host would be read all the time."""
 
 
 class Watch:
@@ -42,6 +47,8 @@ class Watch:
         self._waiters: dict[str, list[asyncio.Future[Ending]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._hinted = asyncio.Event()
+        self._named: set[str] = set()
+        self._anything = False
         self._has_read = False
 
     async def wait(self, process_id: str) -> Ending:
@@ -54,7 +61,7 @@ class Watch:
         waiters = self._waiters.setdefault(process_id, [])
         waiters.append(waiter)
         if not self._is_here(process_id):
-            self.look()
+            self.look(process_id)
         try:
             return await waiter
         finally:
@@ -67,15 +74,15 @@ class Watch:
         if process_id not in self._waiters:
             return
         if ending is None:
-            self.look()
+            self.look(process_id)
             return
         for waiter in self._waiters[process_id]:
             if not waiter.done():
                 waiter.set_result(ending)
 
-    def look(self) -> None:
-        """Look now, and go on looking while anybody waits for a process that is not here."""
-        self._hinted.set()
+    def look(self, process_id: str) -> None:
+        """Look at a process now, and go on while anybody waits for one that is not here."""
+        self._hint(process_id)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(
                 self._look_while_needed(), name="durabletask watch"
@@ -95,20 +102,38 @@ class Watch:
             if isinstance(self._storage, Hints)
             else lambda: None
         )
+        time_s = asyncio.get_running_loop().time
+        polled_s = rested_s = -math.inf
         try:
             while ids := [id for id in self._waiters if not self._is_here(id)]:
                 self._hinted.clear()
-                for start in range(0, len(ids), READ_MAX):
-                    await self._read(ids[start : start + READ_MAX])
+                named, self._named = self._named, set()
+                begun_s = time_s()
+                if begun_s >= (rested_s if self._anything else polled_s):
+                    self._anything = False
+                    await self._read_all(ids)
+                    polled_s = time_s() + self._poll_s
+                    rested_s = min(time_s() + REST * (time_s() - begun_s), polled_s)
+                else:
+                    await self._read_all([id for id in ids if id in named])
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._poll_s):
+                    async with asyncio.timeout_at(rested_s if self._anything else polled_s):
                         await self._hinted.wait()
         finally:
             unsubscribe()
 
     def _hint(self, process_id: str | None) -> None:
-        if process_id is None or process_id in self._waiters:
-            self._hinted.set()
+        if process_id is None:
+            self._anything = True
+        elif process_id in self._waiters:
+            self._named.add(process_id)
+        else:
+            return
+        self._hinted.set()
+
+    async def _read_all(self, ids: list[str]) -> None:
+        for start in range(0, len(ids), READ_MAX):
+            await self._read(ids[start : start + READ_MAX])
 
     async def _read(self, ids: list[str]) -> None:
         try:

@@ -1,7 +1,7 @@
 """Waiting for ends: told where the process runs, looked for where it does not."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -189,5 +189,72 @@ def test_closing_ends_every_wait() -> None:
         await watch.close(StorageFailedError("closed"))
         for result in await asyncio.gather(*waits, return_exceptions=True):
             assert isinstance(result, StorageFailedError)
+
+    run_virtual(main)
+
+
+class HintingShelf(Shelf):
+    """A shelf that takes its time, and says when to look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hint: Callable[[str | None], None]
+
+    def subscribe(self, callback: Callable[[str | None], None]) -> Callable[[], None]:
+        self.hint = callback
+        return lambda: None
+
+    async def read(self, ids: Sequence[str], *, history: bool = False) -> list[Snapshot | None]:
+        await asyncio.sleep(len(ids) / 10_000)
+        return await super().read(ids, history=history)
+
+
+def test_a_hint_at_one_process_is_a_look_at_one() -> None:
+    """F140: whoever else is waited for is not read because one has news or is new."""
+
+    async def main(clock: VirtualClock) -> None:
+        shelf = HintingShelf()
+        for n in range(1000):
+            shelf.put(f"p{n}")
+        watch = Watch(shelf, 1e6, lambda process_id: False)  # type: ignore[arg-type]  # it only reads
+        waits = [asyncio.create_task(watch.wait(f"p{n}")) for n in range(999)]
+        await asyncio.sleep(1)
+        waits.append(asyncio.create_task(watch.wait("p999")))
+        await asyncio.sleep(1)
+        for n in range(1000):
+            shelf.put(f"p{n}", ENDED)
+            shelf.hint(f"p{n}")
+            shelf.hint("somebody else's")
+            assert await waits[n] == ENDED
+        assert shelf.reads == [999, *[1] * 1001]
+
+    run_virtual(main)
+
+
+def test_hints_at_anything_leave_time_for_else() -> None:
+    """F140: however many come, at most a fifth of the time is spent on looks at everything."""
+
+    async def main(clock: VirtualClock) -> None:
+        shelf = HintingShelf()
+        for n in range(1000):
+            shelf.put(f"p{n}")
+        watch = Watch(shelf, 1e6, lambda process_id: False)  # type: ignore[arg-type]  # it only reads
+        waits = [asyncio.create_task(watch.wait(f"p{n}")) for n in range(1000)]
+        await asyncio.sleep(1)
+        shelf.reads.clear()
+        for _ in range(10_000):
+            shelf.hint(None)
+            await asyncio.sleep(0.001)
+        assert 18 <= len(shelf.reads) <= 21  # in 10 s, each 0.1 s
+        shelf.put("p7", ENDED)
+        shelf.hint(None)  # the last one is not forgotten while it rests
+        assert await asyncio.wait_for(waits[7], 1.0) == ENDED
+        shelf.reads.clear()
+        shelf.put("p8", ENDED)
+        shelf.hint("p8")  # nor does one that has a name wait for its end
+        assert await asyncio.wait_for(waits[8], 0.1) == ENDED
+        assert shelf.reads == [1]
+        await watch.close(RuntimeError("the end"))
+        await asyncio.gather(*waits, return_exceptions=True)
 
     run_virtual(main)
