@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -56,7 +57,9 @@ async def taken(world: World, *, count_max: int = 30) -> list[str]:
     lease = await world.host("other")
     ids: list[str] = []
     more = True
+    until_s = time.monotonic() + PATIENCE_S
     while more:
+        assert time.monotonic() < until_s
         claims = await world.claim(lease, count_max=count_max, claim_id=f"taken {next(_CLAIMS)}")
         more = claims.more or bool(claims.claimed)
         assert len(claims.claimed) <= count_max
