@@ -242,8 +242,8 @@ begin
 end
 $$;
 
--- Create processes; return the numbers of those that were created. The rest exists. With a host,
--- what may start at once belongs to it.
+-- Create processes of different ids; return the numbers of those that were created. The rest exists.
+-- With a host, what may start at once belongs to it.
 create function durabletask.create_processes(
     host_id text,
     ids text[],
@@ -278,12 +278,8 @@ begin
         v_replaced := array(
             select p.process_no
             from durabletask.process p
-            join (
-                select distinct on (n.id) n.id, n.creation_id, n.replace
-                from unnest(ids, creation_ids, replaces) with ordinality
-                    as n (id, creation_id, replace, place)
-                order by n.id, n.place
-            ) n on n.id = p.process_id
+            join unnest(ids, creation_ids, replaces) as n (id, creation_id, replace)
+                on n.id = p.process_id
             -- A repeat after a lost answer must not replace its own creation.
             where n.replace and durabletask.is_finished(p.status)
                 and p.creation_id <> n.creation_id
@@ -301,7 +297,7 @@ begin
         process_id, name, status, epoch, owner_no, claimable_at, created_at, updated_at, start_at,
         started_at, deadline_at, creation_id, input_digest, tags, parent_id, parent_incarnation,
         parent_generation, parent_key, context, input)
-    select distinct on (n.id)
+    select
         n.id, n.name, 'running',
         case when v_host_no is not null and coalesce(n.start_at <= v_now, true) then 1 else 0 end,
         case when coalesce(n.start_at <= v_now, true) then v_host_no end,
@@ -314,11 +310,11 @@ begin
     from unnest(
         ids, names, inputs, digests, creation_ids, start_ats, deadline_ats, tags, contexts,
         parent_ids, parent_incarnations, parent_generations, parent_keys
-    ) with ordinality as n (
+    ) as n (
         id, name, input, digest, creation_id, start_at, deadline_at, tags, context,
-        parent_id, parent_incarnation, parent_generation, parent_key, place)
+        parent_id, parent_incarnation, parent_generation, parent_key)
     -- In order of id: two batches that share ids wait for each other and do not lock each other out.
-    order by n.id, n.place
+    order by n.id
     on conflict (process_id) do nothing
     returning p.process_id, p.process_no, p.created_at;
 end
