@@ -47,9 +47,9 @@ def acknowledged_is_kept(facts: Facts) -> Iterator[Violation]:
     for id, unit in facts.units.items():
         if unit.fate is Fate.RECORDED:
             yield from _lost(facts, id, unit.asked.writes, unit.asked.ending)
-        for call in unit.calls:
-            if call.done is not None and call.done.held:
-                yield from _lost(facts, id, call.done.held, "")
+        for each in unit.calls:
+            if each.done is not None and each.done.held:
+                yield from _lost(facts, id, each.done.held, "")
 
 
 def _lost(facts: Facts, id: UnitId, writes: tuple[Write, ...], ending: str) -> Iterator[Violation]:
