@@ -350,7 +350,10 @@ class Session:
 
     def _news(self, claimed: Claimed) -> None:
         run = self.runs.get(claimed.row.process_id)
-        if run is not None:
+        if run is not None and claimed.damage is not None:
+            # Its mailbox cannot be read: it would wait for ever for what is there.
+            run.quarantine(damaged(run.process_id, claimed.damage))
+        elif run is not None:
             run.mailbox.add(claimed.events)
         elif self._creating:
             self._early.setdefault(claimed.row.process_id, []).extend(claimed.events)

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from durabletask._errors import (
     StorageAccessError,
+    StorageCorruptError,
     StorageError,
     StorageUnavailableError,
     StorageUnknownError,
@@ -143,6 +144,13 @@ class Watch:
         except StorageAccessError as error:
             if self._has_read:  # what worked before will again, once somebody has acted
                 _log.error("storage: %s; looking again", error)
+            else:
+                self._fail_all(ids, error)
+            return
+        except StorageCorruptError as error:
+            if len(ids) > 1:  # the others can be read, in calls of their own
+                await self._read(ids[: len(ids) // 2])
+                await self._read(ids[len(ids) // 2 :])
             else:
                 self._fail_all(ids, error)
             return

@@ -258,3 +258,26 @@ def test_hints_at_anything_leave_time_for_else() -> None:
         await asyncio.gather(*waits, return_exceptions=True)
 
     run_virtual(main)
+
+
+def test_what_is_damaged_fails_its_own_waits_only() -> None:
+    """G13: a row that cannot be read is an error to who waits for it, and to nobody else."""
+
+    class Damaged(Shelf):
+        async def read(self, ids: Sequence[str], *, history: bool = False) -> list[Snapshot | None]:
+            if "p7" in ids:
+                raise StorageCorruptError("process 'p7' is damaged")
+            return await super().read(ids, history=history)
+
+    async def main(clock: VirtualClock) -> None:
+        shelf = Damaged()
+        for n in range(20):
+            shelf.put(f"p{n}", ENDED)
+        watch = watching(shelf, set())
+        found = await asyncio.gather(
+            *(watch.wait(f"p{n}") for n in range(20)), return_exceptions=True
+        )
+        assert isinstance(found.pop(7), StorageCorruptError)
+        assert found == [ENDED] * 19
+
+    run_virtual(main)

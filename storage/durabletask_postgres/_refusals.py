@@ -5,7 +5,7 @@ import asyncpg
 from durabletask.errors import StorageError
 from durabletask_postgres._trouble import UnexpectedError
 
-_DAMAGE = ("XX", "58")
+_DAMAGE = ("XX", "58", "54")
 """Classes of SQLSTATEs: a page, an index or a value is damaged; the disk answers with an error."""
 
 
@@ -20,7 +20,7 @@ def is_taken(error: StorageError) -> bool:
 
 
 def is_damage(error: StorageError) -> bool:
-    """Return whether the server met something that it cannot read; nothing was written."""
+    """Return whether the server met what it cannot read, or not hand out; nothing was written."""
     return isinstance(error, UnexpectedError) and error.sqlstate.startswith(_DAMAGE)
 
 

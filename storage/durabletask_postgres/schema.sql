@@ -1776,8 +1776,17 @@ $$;
 create function durabletask.damage_of(process_no bigint, history boolean, mailbox boolean)
 returns text
 language plpgsql volatile as $$
+declare
+    v_bytes bigint;
 begin
     if history then
+        -- An array, as which a claim hands it out, has a limit of 1 GiB.
+        v_bytes := (
+            select sum(octet_length(c.payload)) from durabletask.checkpoint c
+            where c.process_no = damage_of.process_no);
+        if v_bytes > 900000000 then
+            return format('a history of %s bytes is too large to be handed out', v_bytes);
+        end if;
         perform r::text from durabletask.process_row r
         where r.process_no = damage_of.process_no;
         perform c::text from durabletask.checkpoint c

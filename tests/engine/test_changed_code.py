@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
-from durabletask import MemoryStorage, Process, RetryPolicy, Status
+from durabletask import MemoryStorage, Process, ProcessClient, RetryPolicy, Status
 from durabletask.errors import ProcessFinishedError, ProcessQuarantinedError
 from tests.engine.world import World, quarantined, settle, virtual, watched
 
@@ -167,37 +168,53 @@ async def test_input_that_no_longer_fits_is_quarantined(world: World) -> None:
     await quarantined(world, after, "amount")
 
 
-@virtual
-async def test_damage_sets_aside_its_process_only(world: World) -> None:
-    """S4.15: a history that the storage reports as damaged: set aside, neighbours go on."""
-
-    async def process(proc: Process) -> str:
-        await proc.event("go")
-        return "done"
-
-    await world.begin_and_die(process)
-    wire_claim = MemoryStorage.claim
+def damaging(fresh: bool) -> type[MemoryStorage]:
+    """Return a storage that reports what it hands out of "p", or tells of it, as damaged."""
 
     class Damaging(MemoryStorage):
         async def claim(self, *args: Any, **kwargs: Any) -> Any:
-            import msgspec
-
-            claims = await wire_claim(self, *args, **kwargs)
+            claims = await super().claim(*args, **kwargs)
             claimed = tuple(
-                msgspec.structs.replace(each, damage="bad frame at 4711", checkpoints=())
-                if each.row.process_id == "p" and each.fresh
+                msgspec.structs.replace(each, damage="bad frame at 4711", checkpoints=(), events=())
+                if each.row.process_id == "p" and each.fresh == fresh
                 else each
                 for each in claims.claimed
             )
             return msgspec.structs.replace(claims, claimed=claimed)
 
-    world.storage.__class__ = Damaging
-    async with world.host(process) as host:
-        other = await host.spawn(process, "q")
+    return Damaging
+
+
+async def waiting(proc: Process) -> str:
+    await proc.event("go")
+    return "done"
+
+
+@virtual
+async def test_damage_sets_aside_its_process_only(world: World) -> None:
+    """S4.15: a history that the storage reports as damaged: set aside, neighbours go on."""
+    await world.begin_and_die(waiting)
+    world.storage.__class__ = damaging(fresh=True)
+    async with world.host(waiting) as host:
+        other = await host.spawn(waiting, "q")
         with pytest.raises(ProcessQuarantinedError, match="bad frame at 4711"):
             await host.get("p").result()
         await other.raise_event("go")
         assert await other.result() == "done"
+
+
+@virtual
+async def test_a_mailbox_that_cannot_be_read_sets_aside_its_process(world: World) -> None:
+    """G13: news that is damaged is no news to wait on for ever; the process says why it stands."""
+    world.storage.__class__ = damaging(fresh=False)
+    async with world.host(waiting) as host, ProcessClient(world.storage) as client:
+        handles = [await host.spawn(waiting, process_id) for process_id in ("p", "q")]
+        await settle()
+        for handle in handles:
+            await client.raise_event(handle.id, "go")
+        assert await handles[1].result() == "done"
+        with pytest.raises(ProcessQuarantinedError, match="bad frame at 4711"):
+            await handles[0].result()
 
 
 @virtual
