@@ -2,7 +2,8 @@
 
 The conformance suite and the state machine live in their own modules
 (`durabletask.testing.conformance`, `durabletask.testing.machine`), since only
-they need pytest and Hypothesis.
+they need pytest and Hypothesis. `durabletask.testing.history` records what
+hosts ask of a storage and judges it by the promises.
 """
 
 from durabletask.testing._time import VirtualClock, VirtualTimeLoop, run_virtual
