@@ -433,3 +433,12 @@ async def test_closing_lets_a_call_end_and_refuses_who_waits(
         await control.open(4716)
         (row,) = await running
         await control.wait_gone(row["pid"])
+
+
+async def test_a_value_that_cannot_be_sent_is_not_unknown(postgres: Postgres) -> None:
+    """What the driver cannot encode has never left: refused, and the next call goes through."""
+    async with connections_of(postgres.dsn) as connections:
+        for value in (2**40, "text"):
+            with pytest.raises(UnexpectedError, match="cannot be sent"):
+                await connections.fetch("select $1::integer", value)
+        assert await connections.fetch(PID)
