@@ -37,8 +37,6 @@ TEXT_MAX = 300
 
 NOT_READ_COMMITTED = "DT003"
 
-_UNSENDABLE: Final = "22000"  # data_exception, as the server would call it
-
 _LOST_WITH_ANSWER: Final = frozenset(
     {
         "40003",  # statement_completion_unknown
@@ -120,9 +118,6 @@ def storage_error(error: BaseException, *, sent: bool) -> StorageError:
             f"the certificate of the server is not trusted: {text_of(error)}",
             hint="name the authority in the DSN, sslrootcert=FILE, and the host as it certifies it",
         )
-    if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
-        # The driver cannot put it into words, so it never left; a repeat would not either.
-        return UnexpectedError(f"a value cannot be sent: {text_of(error)}", _UNSENDABLE)
     if not sent:
         return StorageUnavailableError(f"Postgres cannot be reached: {text_of(error)}")
     return StorageUnknownError(f"the answer of Postgres was lost: {text_of(error)}")
