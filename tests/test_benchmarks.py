@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,16 @@ from benchmarks.dbos import __main__ as peers
 from durabletask_postgres.testing import ThrowAwayPostgres
 
 Main = Callable[[Sequence[str]], None]
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """A benchmark is a program, and quiets the log of its own; here others come after it."""
+    logger = logging.getLogger("durabletask")
+    before = logger.level
+    yield
+    logger.setLevel(before)
+
 
 ON_FILES = (
     engine_memory,
