@@ -49,6 +49,11 @@ def is_step(unit: Unit) -> bool:
     )
 
 
+def leaves(unit: Unit, answer: UnitOutcome) -> bool:
+    """Return whether a process has left its host by a unit, now or by an earlier copy of it."""
+    return (unit.ending is not None or unit.leave is not None) and answer == DONE
+
+
 def step_values(unit: Unit) -> tuple[Any, ...]:
     """Return what the statement `step` takes behind the mark, for a unit that is one."""
     point = unit.checkpoints[0]
@@ -249,12 +254,12 @@ def outcomes(records: Sequence[Record], places: Places) -> dict[int, UnitOutcome
 def mark_of(places: Places, answers: Sequence[UnitOutcome], before: Mark | None) -> Mark | None:
     """Return the last thing that a host was told by these answers, or before them."""
     for place, unit in reversed(places):
-        leaves = unit.ending is not None or unit.leave is not None
-        if answers[place] is AGAIN and leaves and before and before[0] == unit.incarnation:
+        left = leaves(unit, answers[place])
+        if answers[place] is AGAIN and left and before and before[0] == unit.incarnation:
             return None  # it may have left before this answer, and may be purged by now
         if answers[place] is not DONE:
             continue
-        if leaves:
+        if left:
             return unit.incarnation, unit.epoch, None, None, None, None
         if unit.checkpoints:
             return mark_at(unit)

@@ -20,6 +20,7 @@ from durabletask.storage import (
     ProcessRow,
     Refusal,
 )
+from durabletask_postgres._line import Fetch
 from durabletask_postgres._refusals import is_damage, is_locked
 from durabletask_postgres._rows import (
     created_row,
@@ -29,8 +30,6 @@ from durabletask_postgres._rows import (
 )
 from durabletask_postgres._sql import Statements
 from durabletask_postgres._trouble import UnexpectedError
-
-Fetch = Callable[..., Awaitable[Sequence[Record]]]
 
 _log = logging.getLogger("durabletask")
 

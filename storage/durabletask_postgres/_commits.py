@@ -23,6 +23,7 @@ from durabletask_postgres._batch import (
     columns,
     halves,
     is_step,
+    leaves,
     mark_at,
     mark_of,
     outcomes,
@@ -41,8 +42,8 @@ _log = logging.getLogger("durabletask")
 WARY_S = 1.0
 """For how long after a row was found locked no commit waits for rows: its owner sits on it."""
 
-
 SESSIONS_KNOWN_MAX = 16
+"""In which a host has made sure; more than it has connections."""
 
 CHECK_PAUSE_S = 5.0
 """Between two checks where it cannot be known which session answers."""
@@ -80,19 +81,23 @@ class Commits:
             return []
         answers = [DONE] * len(units)
         if await self._record_steps(lease, units):
-            self._marks[lease.host_id] = mark_at(units[-1])
+            self.told(lease, units[-1])
             return answers
         busy: set[int] = set()
         for places in rounds(units):
             await self._commit(lease, places, answers, busy)
         for unit, answer in zip(units, answers, strict=True):
-            if (unit.ending is not None or unit.leave is not None) and answer is DONE:
+            if leaves(unit, answer):
                 self.names.pop(unit.incarnation, None)
         return answers
 
     def mark(self, lease: Lease) -> Mark | tuple[None, ...]:
         """Return what a host was told last."""
         return self._marks.get(lease.host_id) or NO_MARK
+
+    def told(self, lease: Lease, unit: Unit) -> None:
+        """Take note that a host was told of a unit with a checkpoint that went another way."""
+        self._marks[lease.host_id] = mark_at(unit)
 
     def forget(self, lease: Lease) -> None:
         """Forget what a host was told: its lease is over."""

@@ -5,19 +5,18 @@ parts of a transaction that may fail.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from asyncpg import Record
 
 from durabletask.errors import StorageCorruptError
+from durabletask_postgres._line import Fetch
 from durabletask_postgres._refusals import is_damage
 from durabletask_postgres._sql import Statements
 from durabletask_postgres._trouble import UnexpectedError
 
 _log = logging.getLogger("durabletask")
-
-Fetch = Callable[..., Awaitable[Sequence[Record]]]
 
 _HINT = "restore the page or the database from a backup; the server's log names the file"
 

@@ -5,6 +5,7 @@ and nowhere else. Refuses to know who shares the connection and what is asked.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,6 +19,9 @@ Record: TypeAlias = asyncpg.Record
 Connection: TypeAlias = (
     "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 )
+
+Fetch: TypeAlias = Callable[..., Awaitable[Sequence[Record]]]
+"""Run one statement with these parameters as one transaction, as `Connections.fetch` does."""
 
 VERSION_MIN = 140000
 """Functions with a body in the SQL standard's form came with 14."""

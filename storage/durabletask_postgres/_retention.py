@@ -2,12 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
-from asyncpg import Record
-
 from durabletask.errors import InvalidArgumentError, StorageError
+from durabletask_postgres._line import Fetch
 
 _log = logging.getLogger("durabletask")
 
@@ -23,7 +21,7 @@ class Retention:
 
     def __init__(
         self,
-        fetch: Callable[..., Awaitable[Sequence[Record]]],
+        fetch: Fetch,
         statement: str,
         keep: timedelta | None,
     ) -> None:

@@ -39,6 +39,7 @@ from durabletask.storage import (
     Unit,
     UnitOutcome,
 )
+from durabletask_postgres._batch import leaves
 from durabletask_postgres._commits import Commits
 from durabletask_postgres._connections import Connections
 from durabletask_postgres._damage import Salvage
@@ -142,7 +143,8 @@ class PostgresStorage:
         self._retention = Retention(self._fetch, self._statements["purge_finished"], retention)
         self._hearts: dict[str, Heart] = {}
         self._leases: set[str] = set()
-        self._lost_claims: set[str] = set()
+        # By host: the claims that were not answered.
+        self._lost_claims: dict[str, set[str]] = {}
         self._looked_s = 0.0
         self._subscribers = Subscribers(self._attune)
         self._ear: Ear | None = None
@@ -269,6 +271,7 @@ class PostgresStorage:
         if by_witness:
             self._looked_s = now_s
         await self._commits.check(lease)
+        lost = self._lost_claims.setdefault(lease.host_id, set())
         try:
             header, *records = await self._salvage.claim(
                 lease.host_id,
@@ -276,12 +279,12 @@ class PostgresStorage:
                 list(names),
                 count_max,
                 by_witness,
-                claim_id in self._lost_claims,
+                claim_id in lost,
             )
         except (StorageUnknownError, asyncio.CancelledError):
-            self._lost_claims.add(claim_id)
+            lost.add(claim_id)
             raise
-        self._lost_claims.discard(claim_id)
+        lost.discard(claim_id)
         self._commits.names.update((each["process_no"], each["process_id"]) for each in records)
         return Claims(
             tuple(claimed_of(each) for each in records),
@@ -296,7 +299,7 @@ class PostgresStorage:
         left = [
             unit.process_id
             for unit, answer in zip(units, answers, strict=True)
-            if (unit.leave is not None or unit.ending is not None) and answer is DONE
+            if leaves(unit, answer)
         ]
         if left:
             self._tell(left)
@@ -312,6 +315,7 @@ class PostgresStorage:
 
     async def _forget(self, lease: Lease) -> None:
         self._leases.discard(lease.host_id)
+        self._lost_claims.pop(lease.host_id, None)
         self._commits.forget(lease)
         heart = self._hearts.pop(lease.host_id, None)
         if heart is not None:
@@ -356,8 +360,10 @@ class PostgresStorage:
         self, lease: Lease, unit: Unit, body: Callable[[Any], Awaitable[bytes]]
     ) -> UnitOutcome:
         """Run `body` in a new transaction that also records its result; both or neither."""
-        mark = self._commits.mark(lease)
-        return await self._bodies.transact(lease, mark, unit, body)
+        outcome = await self._bodies.transact(lease, self._commits.mark(lease), unit, body)
+        if outcome is DONE:
+            self._commits.told(lease, unit)
+        return outcome
 
     async def _be_ready(self) -> None:
         """Have the schema brought up to date, which the user's connection cannot do."""

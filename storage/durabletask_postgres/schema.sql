@@ -147,7 +147,8 @@ insert into durabletask.migration (version, name, applied_at) values (1, 'tables
 -- SQLSTATEs: DT001 the lease is lost; DT002 the database has lost what it acknowledged;
 -- DT003 the transaction is not READ COMMITTED.
 --
--- Lock order: process rows by number, then the fence. Nobody waits for a row while holding a fence.
+-- Lock order: process rows by number, then the fence. Whoever holds a fence waits for anything else
+-- (an id that is being created, another host's fence) for no longer than its lock_timeout.
 -- ("+ 0" sorts the few rows that were found, and keeps the planner from reading the whole table in
 -- the order of an index.)
 
@@ -242,8 +243,8 @@ begin
 end
 $$;
 
--- Create processes of different ids; return the numbers of those that were created. The rest exists.
--- With a host, what may start at once belongs to it.
+-- Create processes of different ids; return the numbers of those that were created. The rest
+-- exists. With a host, what may start at once belongs to it.
 create function durabletask.create_processes(
     host_id text,
     ids text[],
@@ -313,7 +314,7 @@ begin
     ) as n (
         id, name, input, digest, creation_id, start_at, deadline_at, tags, context,
         parent_id, parent_incarnation, parent_generation, parent_key)
-    -- In order of id: two batches that share ids wait for each other and do not lock each other out.
+    -- In order of id: two batches that share ids wait, and do not lock each other out.
     order by n.id
     on conflict (process_id) do nothing
     returning p.process_id, p.process_no, p.created_at;
@@ -543,7 +544,10 @@ begin
     if durabletask.is_finished(v_process.status) then
         return 'process has finished';
     end if;
-    if v_process.unconsumed >= mailbox_max then
+    -- With those that are on their way, as far as this transaction sees them: its own at least.
+    if v_process.unconsumed + (
+        select count(*) from durabletask.letter l where l.process_no = v_process.process_no
+    ) >= mailbox_max then
         return 'mailbox is full';
     end if;
     insert into durabletask.letter (process_no, event_id, name, payload)
@@ -651,7 +655,7 @@ end
 $$;
 
 -- Take all processes from a fenced host that can be locked; return whether none is left. What
--- cannot be read stays behind and does not count: else every claim of everybody would stumble on it.
+-- cannot be read stays behind and does not count: else every claim of everybody would meet it.
 create function durabletask.let_go(host_no bigint, died boolean, now_at timestamptz) returns boolean
 language plpgsql volatile
 set plan_cache_mode = 'force_generic_plan'
@@ -696,8 +700,8 @@ begin
     returning f.host_no into v_host_no;
     if v_host_no is not null then
         v_now := durabletask.clock();
-        -- What cannot be locked now is let go by the next claim of anybody: the lease has ended, and
-        -- "-infinity" says that nobody died.
+        -- What cannot be locked now is let go by the next claim of anybody: the lease has ended,
+        -- and "-infinity" says that nobody died.
         if not durabletask.let_go(v_host_no, false, v_now) then
             update durabletask.lease l set expires_at = '-infinity' where l.host_no = v_host_no;
         end if;
@@ -867,8 +871,8 @@ insert into durabletask.migration (version, name, applied_at) values (3, 'views'
 
 -- Group commit: what all processes of a host write at one moment, in one transaction.
 
--- Where a process is looked up by its number, "is not distinct from" compares the rest: "=" might be
--- taken for another way to find it, through all that a host holds.
+-- Where a process is looked up by its number, "is not distinct from" compares the rest: "=" might
+-- be taken for another way to find it, through all that a host holds.
 
 -- Whether the database lacks the last thing that the host was told of.
 create function durabletask.is_rewound(
@@ -881,7 +885,8 @@ begin atomic
         when mark_no is null then false
         when mark_key is null then exists (
             select from durabletask.process p
-            where p.process_no = mark_no and p.epoch = mark_epoch and p.owner_no is not distinct from host_no)
+            where p.process_no = mark_no and p.epoch = mark_epoch
+                and p.owner_no is not distinct from host_no)
         else not exists (
             select from durabletask.checkpoint c
             where c.process_no = mark_no and c.key = mark_key and c.index = mark_index
@@ -948,7 +953,8 @@ begin
     from unnest(nos, seqs, keys, payloads, epochs, indexes, kinds, forms)
         as s (process_no, seq, key, payload, epoch, index, kind, form)
     join durabletask.process p on p.process_no = s.process_no
-    where p.epoch = coalesce(s.epoch, 1) and p.owner_no is not distinct from v_host_no and s.seq > p.seq;
+    where p.epoch = coalesce(s.epoch, 1) and s.seq > p.seq
+        and p.owner_no is not distinct from v_host_no;
     get diagnostics v_count = row_count;
     return v_count;
 end
@@ -964,16 +970,18 @@ $$;
 -- With `skip_busy`, changes whose row another transaction holds are answered "busy" at once;
 -- without, they are waited for until lock_timeout refuses the batch.
 --
--- With `careful`, a step whose place is taken already is looked at; without, it fails the batch with
--- a unique violation, which only a repeat meets: ON CONFLICT costs a third more, in time and in WAL.
+-- With `careful`, a step whose place is taken already is looked at; without, it fails the batch
+-- with a unique violation, which only a repeat meets: ON CONFLICT, by which the two inserts below
+-- differ, costs a third more, in time and in WAL.
 --
--- A unit, counted from 1 through the steps and then the changes, comes back with `refused`, or once for each checkpoint that is held in place of its own;
--- with "again" it is not newer than the last one applied, and nothing of it was written now.
+-- A unit, counted from 1 through the steps and then the changes, comes back with `refused`, or once
+-- for each checkpoint that is held in place of its own; with "again" it is not newer than the last
+-- one applied, and nothing of it was written now.
 create function durabletask.commit_units(
     host_id text,
     skip_busy boolean,
     careful boolean,
-    -- The last thing that the caller was told of: a checkpoint, or with no key that a process left it.
+    -- The last thing that the caller was told: a checkpoint, or with no key that a process left it.
     mark_no bigint,
     mark_epoch integer,
     mark_seq integer,
@@ -1068,26 +1076,28 @@ begin
         if careful then
             insert into durabletask.checkpoint
                 (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
-            select s.process_no, v_now, s.epoch, s.seq, s.index, 0, false, s.kind, s.key, s.form, s.payload
+            select s.process_no, v_now, s.epoch, s.seq, s.index, 0, false, s.kind, s.key, s.form,
+                s.payload
             from unnest(
                 step_ids, step_nos, step_epochs, step_seqs, step_kinds, step_keys, step_indexes,
                 step_forms, step_payloads
             ) as s (process_id, process_no, epoch, seq, kind, key, index, form, payload)
             join durabletask.process p on p.process_no = s.process_no
-            where p.process_id is not distinct from s.process_id and p.epoch = s.epoch and p.owner_no is not distinct from v_host_no
-                and s.seq > p.seq
+            where p.process_id is not distinct from s.process_id and p.epoch = s.epoch
+                and p.owner_no is not distinct from v_host_no and s.seq > p.seq
             on conflict do nothing;
         else
             insert into durabletask.checkpoint
                 (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
-            select s.process_no, v_now, s.epoch, s.seq, s.index, 0, false, s.kind, s.key, s.form, s.payload
+            select s.process_no, v_now, s.epoch, s.seq, s.index, 0, false, s.kind, s.key, s.form,
+                s.payload
             from unnest(
                 step_ids, step_nos, step_epochs, step_seqs, step_kinds, step_keys, step_indexes,
                 step_forms, step_payloads
             ) as s (process_id, process_no, epoch, seq, kind, key, index, form, payload)
             join durabletask.process p on p.process_no = s.process_no
-            where p.process_id is not distinct from s.process_id and p.epoch = s.epoch and p.owner_no is not distinct from v_host_no
-                and s.seq > p.seq;
+            where p.process_id is not distinct from s.process_id and p.epoch = s.epoch
+                and p.owner_no is not distinct from v_host_no and s.seq > p.seq;
         end if;
         get diagnostics v_count = row_count;
         if v_count < cardinality(step_nos) then
@@ -1097,7 +1107,8 @@ begin
             from (
                 select s.unit::integer as unit,
                     case
-                        when p.process_no is null or p.epoch <> s.epoch then 'process belongs to another host, epoch or incarnation'
+                        when p.process_no is null or p.epoch <> s.epoch then
+                            'process belongs to another host, epoch or incarnation'
                         when s.seq > p.seq and p.owner_no is distinct from v_host_no then
                             case when durabletask.is_finished(p.status) then 'process has finished'
                                 else 'process belongs to another host, epoch or incarnation' end
@@ -1251,8 +1262,8 @@ begin
 
     if v_count < cardinality(change_nos) then
         return query
-        select (cardinality(step_nos) + a.unit)::integer, a.verdict, null, null, null::integer, null, null::bytea, null::boolean,
-            null::integer, null::integer, null::timestamptz
+        select (cardinality(step_nos) + a.unit)::integer, a.verdict, null, null, null::integer,
+            null, null::bytea, null::boolean, null::integer, null::integer, null::timestamptz
         from unnest(v_verdicts) with ordinality as a (verdict, unit)
         where a.verdict not in ('good', 'held');
         return query
@@ -1354,7 +1365,8 @@ begin
     where c.form = 'reserved';
     if not found then
         return query
-        select null::text, c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq, c.at
+        select null::text, c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq,
+            c.at
         from durabletask.checkpoint c
         where c.process_no = of_process and c.key = at_key
             and c.index = -1 and c.kind = of_kind;
@@ -1446,7 +1458,8 @@ begin
     perform durabletask.be_durable();
     v_host_no := durabletask.hold_fence(host_id);
     -- One claim of a host at a time: a copy of one whose answer was lost may still be on its way.
-    perform pg_advisory_xact_lock('durabletask.claim_mark'::regclass::oid::integer, v_host_no::integer);
+    perform pg_advisory_xact_lock(
+        'durabletask.claim_mark'::regclass::oid::integer, v_host_no::integer);
     v_fenced := durabletask.fence_the_dead(v_host_no, by_witness);
     now_at := durabletask.clock();
 
@@ -1708,7 +1721,7 @@ begin
         v_froms := trim_array(v_froms, 1);
         v_untils := trim_array(v_untils, 1);
         begin
-            -- "epoch >= 0" and "name is not null" make sure that rows are read and not an index only.
+            -- "epoch >= 0" and "name is not null" make sure that rows are read, not an index only.
             case what
             when 'owned' then
                 nos := nos || array(

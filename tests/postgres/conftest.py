@@ -4,10 +4,11 @@
 schema that is free in the database `postgres.dsn` leads to, for nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from tests.postgres.backends import Control, control_of
 from tests.postgres.server import Postgres, running_server, sql
 from tests.postgres.stores import Schemas
 
@@ -38,3 +39,19 @@ def schema(postgres: Postgres) -> Iterator[str]:
 def schemas(postgres: Postgres) -> Schemas:
     """Return schemas of the common database that have all migrations and are used again."""
     return Schemas(postgres)
+
+
+@pytest.fixture
+async def control(postgres: Postgres) -> AsyncIterator[Control]:
+    """Return a connection to look at the server with."""
+    async with control_of(postgres.dsn) as control:
+        yield control
+
+
+@pytest.fixture
+def role(postgres: Postgres) -> Iterator[str]:
+    """Return a role that may log in and nothing else."""
+    name = postgres.new_name()
+    sql(postgres.dsn, f"create role {name} login")
+    yield name
+    sql(postgres.dsn, f"drop owned by {name}", f"drop role {name}")

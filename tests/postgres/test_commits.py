@@ -11,7 +11,7 @@ import pytest
 
 from durabletask import Process, ProcessHost
 from durabletask.errors import ProcessBusyError, StorageRewoundError, StorageUnknownError
-from durabletask.storage import DONE, Leave, Refusal, Status, UnitOutcome
+from durabletask.storage import DONE, Kind, Leave, Refusal, Status, UnitOutcome
 from durabletask.testing._conformance.world import FINISH, World, event, made, new, step, unit
 from durabletask_postgres import PostgresStorage
 from durabletask_postgres._pools import OwnPool
@@ -195,6 +195,27 @@ async def test_an_acknowledged_step_that_is_gone_is_noticed(schemas: Schemas, co
             with pytest.raises(StorageRewoundError):
                 await world.commit(lease, *units)
             assert await world.payloads("p") == await world.payloads("q") == {}
+
+
+async def test_an_acknowledged_transaction_that_is_gone_is_noticed(schemas: Schemas) -> None:
+    """Issue 3 point 6: what was told last may have been told by another way than a commit."""
+
+    async def body(connection: object) -> bytes:
+        return b"1"
+
+    with schemas.new() as schema:
+        async with new_world(schemas.dsn, schema) as world:
+            lease = await world.host("me")
+            (row,) = await world.add("p", lease=lease)
+            await world.done(lease, unit(row, 1, step("a")))
+            storage = cast("PostgresStorage", world.storage)
+            last = unit(row, 2, step("t", b"", kind=Kind.TRANSACTION))
+            assert await storage.transact(lease, last, body) is DONE
+            await forget(schemas, schema, "t")
+            new_sessions(world)
+            with pytest.raises(StorageRewoundError):
+                await world.commit(lease, unit(row, 3, step("b")))
+            assert await world.payloads("p") == {"a": b"1"}
 
 
 @WAYS

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -32,23 +31,6 @@ from tests.postgres.proxy import Fate, Link, Proxy
 from tests.postgres.rules import cut_before, lose_answer
 from tests.postgres.server import Postgres, sql
 from tests.postgres.wire import CANCEL, Message, Side
-
-
-@pytest.fixture
-async def control(postgres: Postgres) -> AsyncIterator[Control]:
-    """Return a connection to look at the server with."""
-    async with control_of(postgres.dsn) as control:
-        yield control
-
-
-@pytest.fixture
-def role(postgres: Postgres) -> Iterator[str]:
-    """Return a role that may log in."""
-    name = postgres.new_name()
-    sql(postgres.dsn, f"create role {name} login")
-    yield name
-    sql(postgres.dsn, f"drop role {name}")
-
 
 # --- how many, and which -------------------------------------------------------------------
 

@@ -75,6 +75,19 @@ async def test_an_event_of_an_open_transaction_stops_nobody(schemas: Schemas) ->
             assert [each.event_id for each in news["p"].events] == ["open"]
 
 
+async def test_a_transaction_raises_no_more_than_a_mailbox_holds(schemas: Schemas) -> None:
+    """Rule 14: what is on its way counts; what another open transaction has raised is not seen."""
+    with schemas.new() as schema:
+        async with new_world(schemas.dsn, schema) as world, connected(schemas.dsn) as user:
+            await world.add("p")
+            await world.sent(*(event("p", f"before {number}") for number in range(97)))
+            async with user.transaction():
+                answers = await post(world, user, "e1", "e2", "e3", "e4", "e5")
+            full = Refusal.MAILBOX_FULL
+            assert [each.refused for each in answers] == [None, None, None, full, full]
+            assert len((await world.take(await world.host("me")))["p"].events) == MAILBOX_MAX
+
+
 async def test_an_event_of_a_transaction_that_is_rolled_back_never_was(schemas: Schemas) -> None:
     """G10: neither it nor a gap is left; with the same id it can be raised again."""
     with schemas.new() as schema:

@@ -29,7 +29,7 @@ from durabletask_postgres._migrate import ensure_schema
 from durabletask_postgres._pulse import Pulse
 from durabletask_postgres._sql import Statements
 from durabletask_postgres.testing import ThrowAwayPostgres
-from tests.postgres.backends import Control, control_of
+from tests.postgres.backends import Control
 from tests.postgres.pooler import Pooler
 from tests.postgres.proxy import Proxy
 from tests.postgres.rules import lose_answer
@@ -57,13 +57,6 @@ def schema(schemas: Schemas) -> Iterator[str]:
     """Return an empty schema with all migrations."""
     with schemas.new() as name:
         yield name
-
-
-@pytest.fixture
-async def control(postgres: Postgres) -> AsyncIterator[Control]:
-    """Return a connection to look at the server with."""
-    async with control_of(postgres.dsn) as control:
-        yield control
 
 
 class Beating:

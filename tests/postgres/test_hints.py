@@ -15,7 +15,7 @@ from durabletask_postgres._connections import Connections
 from durabletask_postgres._ear import Ear
 from durabletask_postgres._notify import SPARE_MAX, Notifier, OnNews
 from durabletask_postgres._sql import Statements
-from tests.postgres.backends import Control, control_of, named, pool_of
+from tests.postgres.backends import Control, named, pool_of
 from tests.postgres.pooler import Pooler
 from tests.postgres.proxy import Fate, Link, Proxy
 from tests.postgres.server import Postgres
@@ -33,13 +33,6 @@ def schema(schemas: Schemas) -> Iterator[str]:
     """Return an empty schema with all migrations."""
     with schemas.new() as name:
         yield name
-
-
-@pytest.fixture
-async def control(postgres: Postgres) -> AsyncIterator[Control]:
-    """Return a connection to look at the server with."""
-    async with control_of(postgres.dsn) as control:
-        yield control
 
 
 class News:

@@ -1,8 +1,6 @@
 """The schema is made once, wholly or not at all, and only by who may."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -20,20 +18,12 @@ from durabletask_postgres._migrate import (
     whole_schema,
 )
 from durabletask_postgres._sql import FOLDER, Statements
-from tests.postgres.server import Postgres, moved, sql
+from tests.postgres.backends import dsn_as
+from tests.postgres.server import Postgres, sql
+from tests.postgres.stores import connected
 
 HOSTS, ROUNDS = 10, 20
 WORKER = "postgresql://{role}@/{database}?host={host}&port={port}"
-
-
-@asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    """Yield a connection, closed afterwards."""
-    connection = await asyncpg.connect(dsn)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def migrated(dsn: str, schema: str) -> Statements:
@@ -42,21 +32,6 @@ async def migrated(dsn: str, schema: str) -> Statements:
     async with connected(dsn) as connection:
         assert await ensure_schema(connection, statements) == len(migrations())
     return statements
-
-
-@pytest.fixture
-def role(postgres: Postgres) -> Iterator[str]:
-    """Return a role that may log in and nothing else."""
-    name = postgres.new_name()
-    sql(postgres.dsn, f"create role {name} login")
-    yield name
-    sql(postgres.dsn, f"drop owned by {name}", f"drop role {name}")
-
-
-def dsn_as(postgres: Postgres, role: str) -> str:
-    """Return the DSN of the common database for another role."""
-    _, _, rest = moved(postgres.dsn, postgres.host, postgres.port).partition("@")
-    return f"postgresql://{role}@{rest}"
 
 
 async def test_an_empty_database_gets_every_migration(postgres: Postgres, schema: str) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -20,29 +19,11 @@ from tests.postgres.backends import (
     PID,
     Control,
     connections_of,
-    control_of,
     dsn_as,
     pool_of,
 )
 from tests.postgres.cluster import new_cluster
 from tests.postgres.server import Postgres, sql
-
-
-@pytest.fixture
-async def control(postgres: Postgres) -> AsyncIterator[Control]:
-    """Return a connection to look at the server with."""
-    async with control_of(postgres.dsn) as control:
-        yield control
-
-
-@pytest.fixture
-def role(postgres: Postgres) -> Iterator[str]:
-    """Return a role that may log in."""
-    name = postgres.new_name()
-    sql(postgres.dsn, f"create role {name} login")
-    yield name
-    sql(postgres.dsn, f"drop role {name}")
-
 
 # --- a pool of the user's ------------------------------------------------------------------
 

@@ -10,7 +10,8 @@
 -- SQLSTATEs: DT001 the lease is lost; DT002 the database has lost what it acknowledged;
 -- DT003 the transaction is not READ COMMITTED.
 --
--- Lock order: process rows by number, then the fence. Nobody waits for a row while holding a fence.
+-- Lock order: process rows by number, then the fence. Whoever holds a fence waits for anything else
+-- (an id that is being created, another host's fence) for no longer than its lock_timeout.
 -- ("+ 0" sorts the few rows that were found, and keeps the planner from reading the whole table in
 -- the order of an index.)
 
@@ -105,8 +106,8 @@ begin
 end
 $$;
 
--- Create processes of different ids; return the numbers of those that were created. The rest exists.
--- With a host, what may start at once belongs to it.
+-- Create processes of different ids; return the numbers of those that were created. The rest
+-- exists. With a host, what may start at once belongs to it.
 create function durabletask.create_processes(
     host_id text,
     ids text[],
@@ -176,7 +177,7 @@ begin
     ) as n (
         id, name, input, digest, creation_id, start_at, deadline_at, tags, context,
         parent_id, parent_incarnation, parent_generation, parent_key)
-    -- In order of id: two batches that share ids wait for each other and do not lock each other out.
+    -- In order of id: two batches that share ids wait, and do not lock each other out.
     order by n.id
     on conflict (process_id) do nothing
     returning p.process_id, p.process_no, p.created_at;
@@ -406,7 +407,10 @@ begin
     if durabletask.is_finished(v_process.status) then
         return 'process has finished';
     end if;
-    if v_process.unconsumed >= mailbox_max then
+    -- With those that are on their way, as far as this transaction sees them: its own at least.
+    if v_process.unconsumed + (
+        select count(*) from durabletask.letter l where l.process_no = v_process.process_no
+    ) >= mailbox_max then
         return 'mailbox is full';
     end if;
     insert into durabletask.letter (process_no, event_id, name, payload)
@@ -514,7 +518,7 @@ end
 $$;
 
 -- Take all processes from a fenced host that can be locked; return whether none is left. What
--- cannot be read stays behind and does not count: else every claim of everybody would stumble on it.
+-- cannot be read stays behind and does not count: else every claim of everybody would meet it.
 create function durabletask.let_go(host_no bigint, died boolean, now_at timestamptz) returns boolean
 language plpgsql volatile
 set plan_cache_mode = 'force_generic_plan'
@@ -559,8 +563,8 @@ begin
     returning f.host_no into v_host_no;
     if v_host_no is not null then
         v_now := durabletask.clock();
-        -- What cannot be locked now is let go by the next claim of anybody: the lease has ended, and
-        -- "-infinity" says that nobody died.
+        -- What cannot be locked now is let go by the next claim of anybody: the lease has ended,
+        -- and "-infinity" says that nobody died.
         if not durabletask.let_go(v_host_no, false, v_now) then
             update durabletask.lease l set expires_at = '-infinity' where l.host_no = v_host_no;
         end if;

@@ -1,7 +1,7 @@
 -- Group commit: what all processes of a host write at one moment, in one transaction.
 
--- Where a process is looked up by its number, "is not distinct from" compares the rest: "=" might be
--- taken for another way to find it, through all that a host holds.
+-- Where a process is looked up by its number, "is not distinct from" compares the rest: "=" might
+-- be taken for another way to find it, through all that a host holds.
 
 -- Whether the database lacks the last thing that the host was told of.
 create function durabletask.is_rewound(
@@ -14,7 +14,8 @@ begin atomic
         when mark_no is null then false
         when mark_key is null then exists (
             select from durabletask.process p
-            where p.process_no = mark_no and p.epoch = mark_epoch and p.owner_no is not distinct from host_no)
+            where p.process_no = mark_no and p.epoch = mark_epoch
+                and p.owner_no is not distinct from host_no)
         else not exists (
             select from durabletask.checkpoint c
             where c.process_no = mark_no and c.key = mark_key and c.index = mark_index
@@ -81,7 +82,8 @@ begin
     from unnest(nos, seqs, keys, payloads, epochs, indexes, kinds, forms)
         as s (process_no, seq, key, payload, epoch, index, kind, form)
     join durabletask.process p on p.process_no = s.process_no
-    where p.epoch = coalesce(s.epoch, 1) and p.owner_no is not distinct from v_host_no and s.seq > p.seq;
+    where p.epoch = coalesce(s.epoch, 1) and s.seq > p.seq
+        and p.owner_no is not distinct from v_host_no;
     get diagnostics v_count = row_count;
     return v_count;
 end
@@ -97,16 +99,18 @@ $$;
 -- With `skip_busy`, changes whose row another transaction holds are answered "busy" at once;
 -- without, they are waited for until lock_timeout refuses the batch.
 --
--- With `careful`, a step whose place is taken already is looked at; without, it fails the batch with
--- a unique violation, which only a repeat meets: ON CONFLICT costs a third more, in time and in WAL.
+-- With `careful`, a step whose place is taken already is looked at; without, it fails the batch
+-- with a unique violation, which only a repeat meets: ON CONFLICT, by which the two inserts below
+-- differ, costs a third more, in time and in WAL.
 --
--- A unit, counted from 1 through the steps and then the changes, comes back with `refused`, or once for each checkpoint that is held in place of its own;
--- with "again" it is not newer than the last one applied, and nothing of it was written now.
+-- A unit, counted from 1 through the steps and then the changes, comes back with `refused`, or once
+-- for each checkpoint that is held in place of its own; with "again" it is not newer than the last
+-- one applied, and nothing of it was written now.
 create function durabletask.commit_units(
     host_id text,
     skip_busy boolean,
     careful boolean,
-    -- The last thing that the caller was told of: a checkpoint, or with no key that a process left it.
+    -- The last thing that the caller was told: a checkpoint, or with no key that a process left it.
     mark_no bigint,
     mark_epoch integer,
     mark_seq integer,
@@ -201,26 +205,28 @@ begin
         if careful then
             insert into durabletask.checkpoint
                 (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
-            select s.process_no, v_now, s.epoch, s.seq, s.index, 0, false, s.kind, s.key, s.form, s.payload
+            select s.process_no, v_now, s.epoch, s.seq, s.index, 0, false, s.kind, s.key, s.form,
+                s.payload
             from unnest(
                 step_ids, step_nos, step_epochs, step_seqs, step_kinds, step_keys, step_indexes,
                 step_forms, step_payloads
             ) as s (process_id, process_no, epoch, seq, kind, key, index, form, payload)
             join durabletask.process p on p.process_no = s.process_no
-            where p.process_id is not distinct from s.process_id and p.epoch = s.epoch and p.owner_no is not distinct from v_host_no
-                and s.seq > p.seq
+            where p.process_id is not distinct from s.process_id and p.epoch = s.epoch
+                and p.owner_no is not distinct from v_host_no and s.seq > p.seq
             on conflict do nothing;
         else
             insert into durabletask.checkpoint
                 (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
-            select s.process_no, v_now, s.epoch, s.seq, s.index, 0, false, s.kind, s.key, s.form, s.payload
+            select s.process_no, v_now, s.epoch, s.seq, s.index, 0, false, s.kind, s.key, s.form,
+                s.payload
             from unnest(
                 step_ids, step_nos, step_epochs, step_seqs, step_kinds, step_keys, step_indexes,
                 step_forms, step_payloads
             ) as s (process_id, process_no, epoch, seq, kind, key, index, form, payload)
             join durabletask.process p on p.process_no = s.process_no
-            where p.process_id is not distinct from s.process_id and p.epoch = s.epoch and p.owner_no is not distinct from v_host_no
-                and s.seq > p.seq;
+            where p.process_id is not distinct from s.process_id and p.epoch = s.epoch
+                and p.owner_no is not distinct from v_host_no and s.seq > p.seq;
         end if;
         get diagnostics v_count = row_count;
         if v_count < cardinality(step_nos) then
@@ -230,7 +236,8 @@ begin
             from (
                 select s.unit::integer as unit,
                     case
-                        when p.process_no is null or p.epoch <> s.epoch then 'process belongs to another host, epoch or incarnation'
+                        when p.process_no is null or p.epoch <> s.epoch then
+                            'process belongs to another host, epoch or incarnation'
                         when s.seq > p.seq and p.owner_no is distinct from v_host_no then
                             case when durabletask.is_finished(p.status) then 'process has finished'
                                 else 'process belongs to another host, epoch or incarnation' end
@@ -384,8 +391,8 @@ begin
 
     if v_count < cardinality(change_nos) then
         return query
-        select (cardinality(step_nos) + a.unit)::integer, a.verdict, null, null, null::integer, null, null::bytea, null::boolean,
-            null::integer, null::integer, null::timestamptz
+        select (cardinality(step_nos) + a.unit)::integer, a.verdict, null, null, null::integer,
+            null, null::bytea, null::boolean, null::integer, null::integer, null::timestamptz
         from unnest(v_verdicts) with ordinality as a (verdict, unit)
         where a.verdict not in ('good', 'held');
         return query
@@ -487,7 +494,8 @@ begin
     where c.form = 'reserved';
     if not found then
         return query
-        select null::text, c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq, c.at
+        select null::text, c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq,
+            c.at
         from durabletask.checkpoint c
         where c.process_no = of_process and c.key = at_key
             and c.index = -1 and c.kind = of_kind;

@@ -80,7 +80,8 @@ begin
     perform durabletask.be_durable();
     v_host_no := durabletask.hold_fence(host_id);
     -- One claim of a host at a time: a copy of one whose answer was lost may still be on its way.
-    perform pg_advisory_xact_lock('durabletask.claim_mark'::regclass::oid::integer, v_host_no::integer);
+    perform pg_advisory_xact_lock(
+        'durabletask.claim_mark'::regclass::oid::integer, v_host_no::integer);
     v_fenced := durabletask.fence_the_dead(v_host_no, by_witness);
     now_at := durabletask.clock();
 

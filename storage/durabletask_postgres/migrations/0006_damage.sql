@@ -62,7 +62,7 @@ begin
         v_froms := trim_array(v_froms, 1);
         v_untils := trim_array(v_untils, 1);
         begin
-            -- "epoch >= 0" and "name is not null" make sure that rows are read and not an index only.
+            -- "epoch >= 0" and "name is not null" make sure that rows are read, not an index only.
             case what
             when 'owned' then
                 nos := nos || array(
