@@ -172,7 +172,7 @@ async def test_a_claim_whose_answer_was_lost_is_answered_again(schemas: Schemas)
                 first.cancel()
                 lost.terminate()
                 storage = cast("PostgresStorage", world.storage)
-                storage._lost_claims.add("one")
+                storage._lost_claims.setdefault(lease.host_id, set()).add("one")
                 repeat = asyncio.create_task(world.take(lease, claim_id="one"))
                 await wait_blocked(gate, 2)
             assert (await repeat)["p"].row.epoch == 1
@@ -183,7 +183,8 @@ async def test_a_late_copy_of_a_claim_takes_nothing(schemas: Schemas) -> None:
     with schemas.new() as schema:
         async with new_world(schemas.dsn, schema) as world, connected(schemas.dsn) as late:
             lease = await world.host("me")
-            cast("PostgresStorage", world.storage)._lost_claims.add("one")
+            storage = cast("PostgresStorage", world.storage)
+            storage._lost_claims.setdefault(lease.host_id, set()).add("one")
             assert await world.take(lease, claim_id="one") == {}
             await world.add("p")
             claim = Statements(schema)["claim"]
