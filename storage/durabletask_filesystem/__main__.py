@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from durabletask.errors import DurableTaskError
-from durabletask_filesystem import check, repair
+from durabletask_filesystem._check import check
+from durabletask_filesystem._repair import repair
 
 OK, DAMAGED, REFUSED = 0, 1, 2
 
