@@ -1,7 +1,8 @@
 """One real Postgres for all tests here, and empty places in it.
 
-`database` is a database of the test's own, 0.1 s; `schema` is the name of a
-schema that is free in the database `postgres.dsn` leads to, for nothing.
+`database` is a database of the test's own, 0.1 s; `schema` is a schema with our
+tables, empty, in the database `postgres.dsn` leads to, and `free_schema` a name
+that no schema has there, both for nothing.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -28,7 +29,7 @@ def database(postgres: Postgres) -> Iterator[str]:
 
 
 @pytest.fixture
-def schema(postgres: Postgres) -> Iterator[str]:
+def free_schema(postgres: Postgres) -> Iterator[str]:
     """Return a name for a schema in the common database; it does not exist yet, nor afterwards."""
     name = postgres.new_name()
     yield name
@@ -39,6 +40,13 @@ def schema(postgres: Postgres) -> Iterator[str]:
 def schemas(postgres: Postgres) -> Schemas:
     """Return schemas of the common database that have all migrations and are used again."""
     return Schemas(postgres)
+
+
+@pytest.fixture
+def schema(schemas: Schemas) -> Iterator[str]:
+    """Return an empty schema with all migrations."""
+    with schemas.new() as name:
+        yield name
 
 
 @pytest.fixture

@@ -106,34 +106,34 @@ async def take_by_storage(world: World) -> Sequence[str]:
 
 @WAYS
 async def test_what_is_acknowledged_while_a_claim_waits_is_handed_out(
-    postgres: Postgres, schema: str, units: Units
+    postgres: Postgres, free_schema: str, units: Units
 ) -> None:
     """G1 G4: the claim waits for the commit on its way, and reads after it, with what it wrote."""
-    await make(postgres.dsn, schema)
-    async with new_world(postgres.dsn, schema, lease_ttl_s=LONG_S) as other:
+    await make(postgres.dsn, free_schema)
+    async with new_world(postgres.dsn, free_schema, lease_ttl_s=LONG_S) as other:
         take = partial(take_by_storage, other)
-        assert await seen_after_a_takeover(postgres.dsn, schema, take, units)
+        assert await seen_after_a_takeover(postgres.dsn, free_schema, take, units)
 
 
 @pytest.mark.parametrize("units", [one_step, steps])  # a change holds its process's row besides
 async def test_a_fence_held_with_a_weaker_lock_is_found_out(
-    postgres: Postgres, schema: str, units: Units
+    postgres: Postgres, free_schema: str, units: Units
 ) -> None:
     """FAILURES C03: with FOR KEY SHARE the claim passes by and misses an acknowledged step."""
     weaker = "for key share"
-    await make(postgres.dsn, schema)
-    await plant(postgres.dsn, schema, "hold_fence", "for share", weaker)
-    async with new_world(postgres.dsn, schema, lease_ttl_s=LONG_S) as other:
+    await make(postgres.dsn, free_schema)
+    await plant(postgres.dsn, free_schema, "hold_fence", "for share", weaker)
+    async with new_world(postgres.dsn, free_schema, lease_ttl_s=LONG_S) as other:
         take = partial(take_by_storage, other)
-        assert not await seen_after_a_takeover(postgres.dsn, schema, take, units, lock=weaker)
+        assert not await seen_after_a_takeover(postgres.dsn, free_schema, take, units, lock=weaker)
 
 
-async def test_a_claim_with_one_snapshot_is_found_out(postgres: Postgres, schema: str) -> None:
+async def test_a_claim_with_one_snapshot_is_found_out(postgres: Postgres, free_schema: str) -> None:
     """DESIGN 5: read with a snapshot older than the lock, an acknowledged step is missed."""
-    await make(postgres.dsn, schema)
-    statements = Statements(schema)
-    await plant(postgres.dsn, schema, "check_isolation", "<> 'read committed'", "= 'none'")
-    async with new_world(postgres.dsn, schema, lease_ttl_s=LONG_S) as other:
+    await make(postgres.dsn, free_schema)
+    statements = Statements(free_schema)
+    await plant(postgres.dsn, free_schema, "check_isolation", "<> 'read committed'", "= 'none'")
+    async with new_world(postgres.dsn, free_schema, lease_ttl_s=LONG_S) as other:
         await other.host("new")
 
         async def take() -> Sequence[str]:
@@ -146,7 +146,7 @@ async def test_a_claim_with_one_snapshot_is_found_out(postgres: Postgres, schema
                 )
                 return [key for row in rows[1:] for key in row["keys"]]
 
-        assert not await seen_after_a_takeover(postgres.dsn, schema, take)
+        assert not await seen_after_a_takeover(postgres.dsn, free_schema, take)
 
 
 # --- repeats and late copies -------------------------------------------------------------------

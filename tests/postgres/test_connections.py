@@ -212,17 +212,17 @@ async def test_one_silent_connection_is_waited_for_and_not_all(
 
 @pytest.mark.parametrize(("rule", "written"), [(cut_before, False), (lose_answer, True)])
 async def test_a_cut_connection_is_unknown_and_a_repeat_works(
-    postgres: Postgres, schema: str, rule: Any, written: bool
+    postgres: Postgres, free_schema: str, rule: Any, written: bool
 ) -> None:
     """F051, F052: cut before the server or after its commit, the call says the same: unknown."""
-    sql(postgres.dsn, f"create schema {schema}", f"create table {schema}.t (a int)")
+    sql(postgres.dsn, f"create schema {free_schema}", f"create table {free_schema}.t (a int)")
     with Proxy(postgres.dsn) as proxy:
         async with connections_of(proxy.dsn) as connections:
             await connections.fetch(PID)
             proxy.rules.append(rule("insert into"))
             with pytest.raises(StorageUnknownError):
-                await connections.fetch(f"insert into {schema}.t values (1)")
-            rows = await connections.fetch(f"select a from {schema}.t")
+                await connections.fetch(f"insert into {free_schema}.t values (1)")
+            rows = await connections.fetch(f"select a from {free_schema}.t")
             assert len(rows) == int(written)
 
 

@@ -32,15 +32,15 @@ async def mailbox(world: World) -> list[tuple[int, str]]:
 
 
 async def test_events_that_commit_in_another_order_than_they_came_are_all_found(
-    postgres: Postgres, schema: str
+    postgres: Postgres, free_schema: str
 ) -> None:
     """F100: the first of two raisers waits before its commit; a host that looks misses none."""
-    await make(postgres.dsn, schema)
+    await make(postgres.dsn, free_schema)
     async with (
-        new_world(postgres.dsn, schema) as world,
-        new_world(postgres.dsn, schema) as first,
-        new_world(postgres.dsn, schema) as second,
-        new_gate(postgres.dsn, schema, "event", "new.event_id = 'slow'") as gate,
+        new_world(postgres.dsn, free_schema) as world,
+        new_world(postgres.dsn, free_schema) as first,
+        new_world(postgres.dsn, free_schema) as second,
+        new_gate(postgres.dsn, free_schema, "event", "new.event_id = 'slow'") as gate,
     ):
         lease = await world.host("me")
         row = await world.held("p", lease)
@@ -130,15 +130,15 @@ async def test_one_sender_s_events_keep_their_order_whichever_way_they_come(
 
 
 async def test_two_that_move_letters_at_once_move_each_once(
-    postgres: Postgres, schema: str
+    postgres: Postgres, free_schema: str
 ) -> None:
     """G10: a delivery and a claim that find the same letters: one order, no copy."""
-    await make(postgres.dsn, schema)
+    await make(postgres.dsn, free_schema)
     async with (
-        new_world(postgres.dsn, schema) as world,
-        new_world(postgres.dsn, schema) as other,
+        new_world(postgres.dsn, free_schema) as world,
+        new_world(postgres.dsn, free_schema) as other,
         connected(postgres.dsn) as user,
-        new_gate(postgres.dsn, schema, "event", "new.event_id = 'e1'") as gate,
+        new_gate(postgres.dsn, free_schema, "event", "new.event_id = 'e1'") as gate,
     ):
         lease = await world.host("me")
         await world.held("p", lease)

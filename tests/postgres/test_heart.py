@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -50,13 +50,6 @@ WITNESSES = (
     "select count(*) from pg_locks where locktype = 'advisory' and objsubid = 2"
     " and classid = '{0}.fence'::regclass and granted"
 )
-
-
-@pytest.fixture
-def schema(schemas: Schemas) -> Iterator[str]:
-    """Return an empty schema with all migrations."""
-    with schemas.new() as name:
-        yield name
 
 
 class Beating:

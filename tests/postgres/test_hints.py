@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from typing import Any
 
@@ -19,20 +19,13 @@ from tests.postgres.backends import Control, named, pool_of
 from tests.postgres.pooler import Pooler
 from tests.postgres.proxy import Fate, Link, Proxy
 from tests.postgres.server import Postgres
-from tests.postgres.stores import PATIENCE_S, Schemas
+from tests.postgres.stores import PATIENCE_S
 from tests.postgres.wire import Message, Side
 
 NEVER_S = 1e6
 """An interval that no test lives to see the end of."""
 
 TELL = "select pg_notify($1, $2)"
-
-
-@pytest.fixture
-def schema(schemas: Schemas) -> Iterator[str]:
-    """Return an empty schema with all migrations."""
-    with schemas.new() as name:
-        yield name
 
 
 class News:

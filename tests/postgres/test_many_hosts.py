@@ -69,19 +69,19 @@ async def test_a_host_whose_sessions_are_gone_is_replaced_long_before_its_lease_
 
 
 async def test_schemas_of_one_database_do_not_speak_for_each_other(
-    postgres: Postgres, schema: str
+    postgres: Postgres, free_schema: str
 ) -> None:
     """G11: the first host of one schema dies; that of another one lives and has the same number."""
-    neighbour = f"{schema}_b"
-    for name in (schema, neighbour):
+    neighbour = f"{free_schema}_b"
+    for name in (free_schema, neighbour):
         await make(postgres.dsn, name)
     async with (
         new_world(postgres.dsn, neighbour, lease_ttl_s=LONG_S) as living,
-        new_world(postgres.dsn, schema, lease_ttl_s=LONG_S) as other,
+        new_world(postgres.dsn, free_schema, lease_ttl_s=LONG_S) as other,
     ):
         theirs = await living.host("living")
         await living.held("p", theirs)
-        async with new_world(postgres.dsn, schema, lease_ttl_s=LONG_S) as dying:
+        async with new_world(postgres.dsn, free_schema, lease_ttl_s=LONG_S) as dying:
             await dying.held("p", await dying.host("dying"))
             lease = await other.host("other")
         assert await until_taken(other, lease) == ["p"]

@@ -34,9 +34,9 @@ async def migrated(dsn: str, schema: str) -> Statements:
     return statements
 
 
-async def test_an_empty_database_gets_every_migration(postgres: Postgres, schema: str) -> None:
+async def test_an_empty_database_gets_every_migration(postgres: Postgres, free_schema: str) -> None:
     """A new schema has the version of this program, each migration noted with its name."""
-    statements = await migrated(postgres.dsn, schema)
+    statements = await migrated(postgres.dsn, free_schema)
     async with connected(postgres.dsn) as connection:
         assert await version(connection, statements) == len(migrations()) > 0
         rows = await connection.fetch(statements["migrations_applied"])
@@ -45,9 +45,11 @@ async def test_an_empty_database_gets_every_migration(postgres: Postgres, schema
     ]
 
 
-async def test_where_nothing_is_missing_nothing_is_written(postgres: Postgres, schema: str) -> None:
+async def test_where_nothing_is_missing_nothing_is_written(
+    postgres: Postgres, free_schema: str
+) -> None:
     """A start on a database that is up to date takes no transaction id, so it writes no row."""
-    statements = await migrated(postgres.dsn, schema)
+    statements = await migrated(postgres.dsn, free_schema)
     async with connected(postgres.dsn) as connection, connection.transaction():
         assert await ensure_schema(connection, statements) == 0
         assert await connection.fetchval("select pg_current_xact_id_if_assigned()") is None
@@ -108,10 +110,10 @@ async def test_a_host_killed_while_it_migrates_leaves_nothing(database: str) -> 
 
 
 async def test_missing_migrations_are_added(
-    postgres: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, free_schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A schema of an older version gets what is missing, and only that."""
-    statements = Statements(schema)
+    statements = Statements(free_schema)
     every = migrations()
     async with connected(postgres.dsn) as connection:
         with monkeypatch.context() as older:
@@ -124,13 +126,13 @@ async def test_missing_migrations_are_added(
 
 
 async def test_a_schema_that_is_missing_is_refused_if_so_wished(
-    postgres: Postgres, schema: str
+    postgres: Postgres, free_schema: str
 ) -> None:
     """With migrate=False nothing is made, and the hint names the command that would."""
     async with connected(postgres.dsn) as connection:
         with pytest.raises(StorageFormatError, match="durabletask_postgres migrate"):
-            await ensure_schema(connection, Statements(schema), migrate=False)
-        assert await version(connection, Statements(schema)) == 0
+            await ensure_schema(connection, Statements(free_schema), migrate=False)
+        assert await version(connection, Statements(free_schema)) == 0
 
 
 @pytest.mark.parametrize(
@@ -145,16 +147,16 @@ async def test_a_schema_that_is_missing_is_refused_if_so_wished(
     ids=["newer", "gap", "other", "emptied", "dropped"],
 )
 async def test_a_schema_that_does_not_fit_is_refused(
-    postgres: Postgres, schema: str, damage: str, message: str
+    postgres: Postgres, free_schema: str, damage: str, message: str
 ) -> None:
     """F133: a newer schema, a gap, a name that is not ours: refused, and nothing is touched."""
-    statements = await migrated(postgres.dsn, schema)
+    statements = await migrated(postgres.dsn, free_schema)
     async with connected(postgres.dsn) as connection:
-        await connection.execute(damage.format(schema, len(migrations())))
-        before = await _objects(connection, schema)
+        await connection.execute(damage.format(free_schema, len(migrations())))
+        before = await _objects(connection, free_schema)
         with pytest.raises(StorageFormatError, match=message):
             await ensure_schema(connection, statements)
-        assert await _objects(connection, schema) == before
+        assert await _objects(connection, free_schema) == before
 
 
 async def _objects(connection: "asyncpg.Connection[asyncpg.Record]", schema: str) -> list[Any]:
@@ -166,40 +168,42 @@ async def _objects(connection: "asyncpg.Connection[asyncpg.Record]", schema: str
     return [tuple(row) for row in rows]
 
 
-async def test_a_table_of_somebody_else_stays(postgres: Postgres, schema: str) -> None:
+async def test_a_table_of_somebody_else_stays(postgres: Postgres, free_schema: str) -> None:
     """A schema that is in other use is refused: no table of ours is made beside, none replaced."""
     async with connected(postgres.dsn) as connection:
         await connection.execute(
-            f"create schema {schema}; create table {schema}.process (mine int)"
+            f"create schema {free_schema}; create table {free_schema}.process (mine int)"
         )
-        before = await _objects(connection, schema)
+        before = await _objects(connection, free_schema)
         with pytest.raises(StorageFormatError, match="use another schema"):
-            await ensure_schema(connection, Statements(schema))
-        assert await _objects(connection, schema) == before
+            await ensure_schema(connection, Statements(free_schema))
+        assert await _objects(connection, free_schema) == before
 
 
 async def test_a_role_that_may_not_create_is_told_so(
-    postgres: Postgres, schema: str, role: str
+    postgres: Postgres, free_schema: str, role: str
 ) -> None:
     """Without the right to create nothing is made, and the hint names both commands."""
     async with connected(dsn_as(postgres, role)) as connection:
         with pytest.raises(StorageAccessError, match=r"migrate DSN.*grant ROLE"):
-            await ensure_schema(connection, Statements(schema))
+            await ensure_schema(connection, Statements(free_schema))
 
 
 async def test_a_role_without_rights_on_the_schema_is_told_so(
-    postgres: Postgres, schema: str, role: str
+    postgres: Postgres, free_schema: str, role: str
 ) -> None:
     """A schema that the role may not look into is an access error with the grant to run."""
-    statements = await migrated(postgres.dsn, schema)
+    statements = await migrated(postgres.dsn, free_schema)
     async with connected(dsn_as(postgres, role)) as connection:
         with pytest.raises(StorageAccessError, match="grant ROLE"):
             await ensure_schema(connection, statements)
 
 
-async def test_the_minimal_role_needs_no_ddl(postgres: Postgres, schema: str, role: str) -> None:
+async def test_the_minimal_role_needs_no_ddl(
+    postgres: Postgres, free_schema: str, role: str
+) -> None:
     """With the printed grants a role runs a host's calls; it can make, drop and migrate nothing."""
-    statements = await migrated(postgres.dsn, schema)
+    statements = await migrated(postgres.dsn, free_schema)
     sql(postgres.dsn, *grants(statements, role))
     connections = Connections(
         dsn_as(postgres, role), statements, setup=lambda each: ensure_schema(each, statements)
@@ -208,15 +212,15 @@ async def test_the_minimal_role_needs_no_ddl(postgres: Postgres, schema: str, ro
         await connections.fetch(statements["open_lease"], "h1", "label", 15.0)
         await connections.fetch(statements["renew"], "h1", 15.0)
         await connections.fetch(statements["witness"], "h1")
-        await connections.fetch(statements["notify"], schema, "x:")
+        await connections.fetch(statements["notify"], free_schema, "x:")
         await connections.fetch(statements["purge"], ["p"])
         await connections.fetch(statements["read_history"], ["p"])
         await connections.fetch(statements["close_lease"], "h1")
         for forbidden in (
-            f"create table {schema}.mine (a int)",
-            f"drop table {schema}.process",
-            f"insert into {schema}.migration values (99, 'x', now())",
-            f"alter function {schema}.clock() volatile",
+            f"create table {free_schema}.mine (a int)",
+            f"drop table {free_schema}.process",
+            f"insert into {free_schema}.migration values (99, 'x', now())",
+            f"alter function {free_schema}.clock() volatile",
         ):
             with pytest.raises(StorageAccessError):
                 await connections.fetch(forbidden)
@@ -225,10 +229,10 @@ async def test_the_minimal_role_needs_no_ddl(postgres: Postgres, schema: str, ro
 
 
 async def test_the_grants_cover_every_table_and_function(
-    postgres: Postgres, schema: str, role: str
+    postgres: Postgres, free_schema: str, role: str
 ) -> None:
     """The role can read and write every table and run every function that a migration has made."""
-    statements = await migrated(postgres.dsn, schema)
+    statements = await migrated(postgres.dsn, free_schema)
     sql(postgres.dsn, *grants(statements, role))
     async with connected(postgres.dsn) as connection:
         missing = await connection.fetch(
@@ -237,7 +241,7 @@ async def test_the_grants_cover_every_table_and_function(
             " and not has_table_privilege($2, oid, 'select, insert, update, delete')"
             " union all select proname from pg_proc where pronamespace = $1::regnamespace"
             " and not has_function_privilege($2, oid, 'execute')",
-            schema,
+            free_schema,
             role,
         )
     assert missing == []
@@ -249,9 +253,9 @@ def test_a_role_with_quotes_in_its_name_is_quoted() -> None:
         assert statement.endswith('"a""; drop table x; --";')
 
 
-async def test_a_serializable_default_changes_nothing(postgres: Postgres, schema: str) -> None:
+async def test_a_serializable_default_changes_nothing(postgres: Postgres, free_schema: str) -> None:
     """F055: the migration says READ COMMITTED itself, without which the second host would fail."""
-    statements = Statements(schema)
+    statements = Statements(free_schema)
     async with connected(postgres.dsn) as first, connected(postgres.dsn) as second:
         for each in (first, second):
             await each.execute("set default_transaction_isolation = 'serializable'")

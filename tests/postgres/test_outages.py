@@ -89,14 +89,14 @@ async def test_a_commit_that_was_cut_is_settled_by_repeating_it(
 
 
 async def test_a_backend_that_is_still_at_work_is_not_overtaken(
-    postgres: Postgres, schema: str
+    postgres: Postgres, free_schema: str
 ) -> None:
     """F053: cut off before its commit, it goes on; the repeat waits for it."""
-    await make(postgres.dsn, schema)
+    await make(postgres.dsn, free_schema)
     with Proxy(postgres.dsn) as proxy:
         async with (
-            new_world(proxy.dsn, schema, lease_ttl_s=LONG_S, notify=False) as world,
-            new_gate(postgres.dsn, schema, "checkpoint", "new.key = 'slow'") as gate,
+            new_world(proxy.dsn, free_schema, lease_ttl_s=LONG_S, notify=False) as world,
+            new_gate(postgres.dsn, free_schema, "checkpoint", "new.key = 'slow'") as gate,
         ):
             lease = await world.host("me")
             (row,) = await world.add("p", lease=lease)
@@ -107,10 +107,10 @@ async def test_a_backend_that_is_still_at_work_is_not_overtaken(
                 await first
             (outcome,) = await world.commit(lease, unit(row, 1, step("slow")))
             assert outcome.refused is Refusal.BUSY
-            assert await keys(postgres.dsn, schema) == []
+            assert await keys(postgres.dsn, free_schema) == []
             await gate.open()
             await _until_done(world, lease, unit(row, 1, step("slow")))
-            assert await keys(postgres.dsn, schema) == ["slow"]
+            assert await keys(postgres.dsn, free_schema) == ["slow"]
 
 
 async def _until_done(world: World, lease: Lease, one: Unit) -> None:

@@ -50,14 +50,14 @@ def test_the_database_s_refusals_are_words_of_the_seam() -> None:
 
 
 async def test_nothing_depends_on_the_clock_of_a_transaction(
-    postgres: Postgres, schema: str
+    postgres: Postgres, free_schema: str
 ) -> None:
     """FAILURES C09: a claim that waited for long has the time of now, and not of its beginning."""
     assert "now()" not in FUNCTIONS.replace("durabletask.clock()", "")
-    await make(postgres.dsn, schema)
+    await make(postgres.dsn, free_schema)
     async with connected(postgres.dsn) as connection, connection.transaction():
-        first = await connection.fetchval(f"select {schema}.clock()")
-        assert await connection.fetchval(f"select {schema}.clock() > $1", first)
+        first = await connection.fetchval(f"select {free_schema}.clock()")
+        assert await connection.fetchval(f"select {free_schema}.clock() > $1", first)
 
 
 async def test_people_read_json_in_psql(schemas: Schemas) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -19,13 +19,6 @@ LEASE_TTL_S = 3_600.0
 
 Main = Callable[..., Coroutine[Any, Any, Any]]
 NewHost = Callable[..., ProcessHost]
-
-
-@pytest.fixture
-def schema(schemas: Schemas) -> Iterator[str]:
-    """Return an empty schema with all migrations."""
-    with schemas.new() as name:
-        yield name
 
 
 @pytest.fixture

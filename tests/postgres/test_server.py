@@ -28,14 +28,14 @@ async def test_it_is_as_careful_as_in_production(postgres: Postgres) -> None:
 
 
 def test_each_test_has_a_database_and_a_schema_of_its_own(
-    postgres: Postgres, database: str, schema: str
+    postgres: Postgres, database: str, free_schema: str
 ) -> None:
     """A database is empty and another one each time; a schema's name is free."""
     with postgres.new_database() as other:
         assert len({database, other, postgres.dsn}) == 3
-        sql(other, f"create schema {schema}", f"create table {schema}.t (n int)")
+        sql(other, f"create schema {free_schema}", f"create table {free_schema}.t (n int)")
         assert sql(database, "select from pg_namespace where nspname = $$t$$") == []
-    assert not sql(postgres.dsn, f"select from pg_namespace where nspname = '{schema}'")
+    assert not sql(postgres.dsn, f"select from pg_namespace where nspname = '{free_schema}'")
 
 
 def test_what_was_committed_survives_a_crash_and_sessions_do_not() -> None:

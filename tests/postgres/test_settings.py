@@ -57,13 +57,13 @@ def settings_of(postgres: Postgres, **settings: str) -> Iterator[str]:
     ("setting", "kept"), [("off", "on"), ("local", "on"), ("remote_apply", "remote_apply")]
 )
 async def test_what_is_answered_is_durable_whatever_is_set(
-    postgres: Postgres, schema: str, setting: str, kept: str
+    postgres: Postgres, free_schema: str, setting: str, kept: str
 ) -> None:
     """F056: each transaction that writes what is told waits for the disk; more is left alone."""
     with settings_of(postgres, synchronous_commit=setting) as dsn:
-        await make(postgres.dsn, schema)
-        rewrite = Statements(schema).rewrite
-        async with new_world(dsn, schema) as world, connected(dsn) as user:
+        await make(postgres.dsn, free_schema)
+        rewrite = Statements(free_schema).rewrite
+        async with new_world(dsn, free_schema) as world, connected(dsn) as user:
             for text in (SPY, *(SPY_ON.format(table=table) for table in WRITTEN)):
                 await user.execute(rewrite(text))
             lease = await world.host("me")
@@ -82,7 +82,7 @@ async def test_what_is_answered_is_durable_whatever_is_set(
             await world.done(lease, unit(rows[0], 4, ending=FINISH))
             assert list(await world.storage.purge(["p"])) == [None]
             await world.storage.close_lease(lease)
-            seen = await user.fetch(f"select distinct place, value from {schema}.seen")
+            seen = await user.fetch(f"select distinct place, value from {free_schema}.seen")
     assert {each["value"] for each in seen} == {kept}
     assert {each["place"] for each in seen} >= {
         *("process insert", "process update", "process delete", "checkpoint insert"),
@@ -106,13 +106,16 @@ ODD = {
 }
 
 
-async def test_odd_settings_change_nothing(postgres: Postgres, schema: str) -> None:
+async def test_odd_settings_change_nothing(postgres: Postgres, free_schema: str) -> None:
     """F074: dates, zones, quoting, paths, encodings and isolation of a role's own choice."""
     hostile = "it's \\ \u00e9\u2028 %_ \U0001f4a9"
     payload = b'{"a":"\\u0000 \\\\ \xc3\xa9"}'
     with settings_of(postgres, **ODD) as dsn:
-        await make(postgres.dsn, schema)
-        async with new_world(dsn, schema) as world, new_world(postgres.dsn, schema) as plain:
+        await make(postgres.dsn, free_schema)
+        async with (
+            new_world(dsn, free_schema) as world,
+            new_world(postgres.dsn, free_schema) as plain,
+        ):
             lease = await world.host("me")
             (row,) = await world.add(hostile, lease=lease, tags={hostile: hostile}, input=payload)
             await world.done(lease, unit(row, 1, step(hostile, payload), status=Status.WAITING))
@@ -128,7 +131,9 @@ async def test_odd_settings_change_nothing(postgres: Postgres, schema: str) -> N
             assert await world.ids(created_until=row.created_at) == []
 
 
-async def test_short_timeouts_cost_time_and_nothing_else(postgres: Postgres, schema: str) -> None:
+async def test_short_timeouts_cost_time_and_nothing_else(
+    postgres: Postgres, free_schema: str
+) -> None:
     """F068: with 50 ms for everything no process fails, and no session waits in a transaction."""
     shortest = {
         "statement_timeout": "50",
@@ -136,9 +141,11 @@ async def test_short_timeouts_cost_time_and_nothing_else(postgres: Postgres, sch
         "idle_in_transaction_session_timeout": "50",
         "idle_session_timeout": "50",
     }
-    await make(postgres.dsn, schema)
+    await make(postgres.dsn, free_schema)
     with settings_of(postgres, **shortest) as dsn:
-        storage = PostgresStorage(f"{dsn}&{urlencode({'application_name': schema})}", schema=schema)
+        storage = PostgresStorage(
+            f"{dsn}&{urlencode({'application_name': free_schema})}", schema=free_schema
+        )
         async with (
             ProcessHost(storage, processes=[three_steps]) as host,
             connected(postgres.dsn) as looking,
@@ -147,7 +154,7 @@ async def test_short_timeouts_cost_time_and_nothing_else(postgres: Postgres, sch
             waiting = asyncio.gather(*(each.result(timeout=PATIENCE_S) for each in handles))
             query = "select state from pg_stat_activity where application_name = $1"
             while not waiting.done():
-                states = [each["state"] for each in await looking.fetch(query, schema)]
+                states = [each["state"] for each in await looking.fetch(query, free_schema)]
                 assert "idle in transaction" not in states
             assert await waiting == [[1, 2, 3]] * 30
 
