@@ -14,51 +14,20 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
 
-from benchmarks._frame import conclude, disk_folder, fresh_program, options, tell
-from benchmarks._work import step
-from durabletask import Limits, Process, ProcessHost
+from benchmarks._frame import conclude, disk_folder, fresh_program, options, ratios, tell
+from benchmarks._work import run_to_sixth
+from durabletask import Limits, ProcessHost
 from durabletask_filesystem import FileSystemStorage
 
 COUNT = 10_000
-RECORDED = 5
 MUST_REACH_S = 1.5
 
 
 async def run(folder: Path, count: int, *, first: bool) -> float:
     """Run all processes up to their sixth step, or resume them over it; return the seconds."""
-    left = count
-    over = asyncio.Event()
     host = ProcessHost(FileSystemStorage(folder), limits=Limits(resident_max=2 * count))
-
-    async def sixth() -> int:
-        if first:
-            count_down()
-            await asyncio.Event().wait()
-        return 6
-
-    def count_down() -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            over.set()
-
-    @host.process
-    async def work(proc: Process) -> None:
-        for number in range(RECORDED):
-            await proc.do(f"step {number}", step, number)
-        await proc.do("sixth", sixth)
-        count_down()
-
-    begun_s = perf_counter()
-    await host.start()
-    if first:
-        for start in range(0, count, 1_000):
-            numbers = range(start, min(start + 1_000, count))
-            await asyncio.gather(*(host.spawn(work, f"process/{number}") for number in numbers))
-    await over.wait()
-    return perf_counter() - begun_s
+    return await run_to_sixth(host, count, first=first, end=True)
 
 
 def child(what: str, folder: Path, count: int) -> None:
@@ -86,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             shutil.copytree(folder / "state", folder / "copy")  # and so the page cache is warm
             resumed.append(fresh_program(__file__, "child", "resume", folder / "copy", count)["s"])
     tell(f"s, {count:,} processes", {"first run of 5 steps": first, "resume": resumed}, ".2f")
-    ratio = [again / made for again, made in zip(resumed, first, strict=True)]
-    conclude("ratio, resume to first run", ratio)
+    conclude("ratio, resume to first run", ratios(resumed, first))
     conclude("s until all have gone on", resumed, at_most=MUST_REACH_S)
     return None
 

@@ -15,55 +15,24 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from time import perf_counter
 
 from benchmarks._frame import conclude, fresh_program, options, ratios, tell
 from benchmarks._postgres import lend_server
-from benchmarks._work import step
-from durabletask import Limits, Process, ProcessHost
+from benchmarks._work import run_to_sixth
+from durabletask import Limits, ProcessHost
 from durabletask_postgres import PostgresStorage
 
 COUNT = 10_000
-RECORDED = 5
 MUST_REACH_S = 1.5
 
 
 async def run(dsn: str, count: int, how: str) -> None:
     """Run all processes up to their sixth step, or resume them over it; print the seconds."""
     logging.getLogger("durabletask").setLevel(logging.ERROR)  # a stop tells what it interrupts
-    first = how != "resume"
-    left = count
-    over = asyncio.Event()
     host = ProcessHost(PostgresStorage(dsn), limits=Limits(resident_max=2 * count), drain_s=0)
-
-    async def sixth() -> int:
-        if first:
-            count_down()
-            await asyncio.Event().wait()
-        return 6
-
-    def count_down() -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            over.set()
-
-    @host.process
-    async def work(proc: Process) -> None:
-        for number in range(RECORDED):
-            await proc.do(f"step {number}", step, number)
-        await proc.do("sixth", sixth)
-        count_down()
-        await asyncio.Event().wait()  # to end them all is another question
-
-    begun_s = perf_counter()
-    await host.start()
-    if first:
-        for start in range(0, count, 1_000):
-            numbers = range(start, min(start + 1_000, count))
-            await asyncio.gather(*(host.spawn(work, f"process/{number}") for number in numbers))
-    await over.wait()
-    print(json.dumps({"s": perf_counter() - begun_s}), flush=True)
+    # To end them all is another question.
+    seconds = await run_to_sixth(host, count, first=how != "resume", end=False)
+    print(json.dumps({"s": seconds}), flush=True)
     if how != "stop":
         os._exit(0)
     await host.stop()
