@@ -1,4 +1,7 @@
-"""The operating guide for Postgres: what it shows in code runs, in the order of the page."""
+"""The operating guide for Postgres: what it shows in code runs, in the order of the page.
+
+The page is followed by fixtures, so that each test finds it followed far enough.
+"""
 
 import os
 import re
@@ -51,19 +54,22 @@ def run(command: list[str], url: str, path: str = "") -> str:
     return done.stdout
 
 
-def test_its_commands_run(server: ThrowAwayPostgres, tmp_path: Path) -> None:
-    """F073: who owns the schema makes it and grants it, and the role then needs nothing more."""
-    psql = tmp_path / "psql"  # not every machine has one
+@pytest.fixture(scope="module")
+def commands(server: ThrowAwayPostgres, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Follow the page to its first program, run twice; return what was printed."""
+    folder = tmp_path_factory.mktemp("guide")
+    psql = folder / "psql"  # not every machine has one
     psql.write_text(PSQL.format(python=sys.executable))
     psql.chmod(0o755)
     (block,) = blocks("sh")
-    printed = run(["/bin/sh", "-e", "-c", block], server.dsn, str(tmp_path))
-    assert "the schema 'durabletask' went from version 0 to" in printed
-
     quick_start, _ = blocks("python")
     app = server.dsn_of("postgres", user="app")
-    assert run([sys.executable, "-W", "error", "-c", quick_start], app) == "carol has paid\n"
-    assert run([sys.executable, "-W", "error", "-c", quick_start], app) == "carol has paid\n"
+    program = [sys.executable, "-W", "error", "-c", quick_start]
+    return [
+        run(["/bin/sh", "-e", "-c", block], server.dsn, str(folder)),
+        run(program, app),
+        run(program, app),
+    ]
 
 
 HOST = """
@@ -77,17 +83,31 @@ asyncio.run(finish())
 """
 
 
-def test_its_transactions_run(server: ThrowAwayPostgres) -> None:
+@pytest.fixture(scope="module")
+def transactions(server: ThrowAwayPostgres, commands: list[str]) -> list[str]:
+    """Follow the page over its transactions; return the order's state after each program."""
+    assert commands
+    _, text = blocks("python")
+    states = []
+    for program in (text, text.replace("asyncio.run(main())", "") + HOST):
+        run([sys.executable, "-W", "error", "-c", program], server.dsn)
+        states.append(server.sql("select state from orders where number = 7"))
+    return states
+
+
+def test_its_commands_run(commands: list[str]) -> None:
+    """F073: who owns the schema makes it and grants it, and the role then needs nothing more."""
+    migrated, first, second = commands
+    assert "the schema 'durabletask' went from version 0 to" in migrated
+    assert first == second == "carol has paid\n"
+
+
+def test_its_transactions_run(transactions: list[str]) -> None:
     """S1.16: spawn and raise_event in the caller's transactions, a step's rows in one of ours."""
-    _, transactions = blocks("python")
-    run([sys.executable, "-W", "error", "-c", transactions], server.dsn)
-    assert server.sql("select state from orders where number = 7") == "seen"
-
-    definitions = transactions.replace("asyncio.run(main())", "")
-    run([sys.executable, "-W", "error", "-c", definitions + HOST], server.dsn)
-    assert server.sql("select state from orders where number = 7") == "approved"
+    assert transactions == ["seen", "approved"]
 
 
+@pytest.mark.usefixtures("transactions")
 def test_its_queries_run(server: ThrowAwayPostgres) -> None:
     """Every query of the page runs, and the one about a story tells it."""
     answers = [server.sql(block) for block in blocks("sql")]
