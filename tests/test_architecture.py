@@ -6,7 +6,9 @@ what is allowed, so that a change of shape is a change of a table and is seen.
 
 import ast
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,13 +89,24 @@ A handler that only cleans up and ends in a bare `raise` need not be here.
 """
 
 
-class Source(NamedTuple):
-    """One file: its path from the root, its dotted name, its tree and its number of lines."""
+@dataclass(frozen=True)
+class Source:
+    """One file: its path from the root, its dotted name and its text.
+
+    It is parsed when it is first looked into, so that whoever collects the tests waits for nothing.
+    """
 
     path: str
     name: str
-    tree: ast.Module
-    lines: int
+    text: str
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    @property
+    def lines(self) -> int:
+        return self.text.count("\n")
 
 
 class Import(NamedTuple):
@@ -105,15 +118,13 @@ class Import(NamedTuple):
 
 
 def read(base: Path, *folders: str) -> list[Source]:
-    """Parse every module below the folders; `base` is where their dotted names begin."""
+    """Read every module below the folders; `base` is where their dotted names begin."""
     found = []
     for folder in folders:
         for path in sorted((base / folder).rglob("*.py")):
             name = ".".join(path.relative_to(base).with_suffix("").parts)
             text = path.read_text(encoding="utf-8")
-            found.append(
-                Source(str(path.relative_to(ROOT)), name, ast.parse(text), text.count("\n"))
-            )
+            found.append(Source(str(path.relative_to(ROOT)), name, text))
     return found
 
 
@@ -164,23 +175,22 @@ def siblings(source: Source, known: Iterable[str]) -> Iterator[tuple[str, int]]:
 MODULES = {source.name.removesuffix(".__init__") for source in PACKAGE}
 
 
-def at_run_time(tree: ast.Module) -> ast.Module:
-    """Return a tree without what only type checkers read; at run time that is no import."""
+def at_run_time(source: Source) -> Source:
+    """Return a module without what only type checkers read; at run time that is no import."""
 
     class Cut(ast.NodeTransformer):
         def visit_If(self, node: ast.If) -> ast.AST | None:
             self.generic_visit(node)
             return None if ast.unparse(node.test).endswith("TYPE_CHECKING") else node
 
-    cut: ast.Module = Cut().visit(ast.parse(ast.unparse(tree)))
-    return cut
+    return replace(source, text=ast.unparse(Cut().visit(ast.parse(source.text))))
 
 
 def graph() -> dict[str, set[str]]:
     """Return which module of the package imports which when it is loaded or run."""
     edges: dict[str, set[str]] = {}
     for source in PACKAGE:
-        bare = source._replace(tree=at_run_time(source.tree))
+        bare = at_run_time(source)
         edges[source.name.removesuffix(".__init__")] = {name for name, _ in siblings(bare, MODULES)}
     return edges
 
@@ -305,7 +315,7 @@ def test_siblings_not_the_root() -> None:
 )
 def test_the_finder_of_roots_finds_them(text: str, wrong: bool) -> None:
     """The check above can fail: for each package's own root, in each form, wherever it stands."""
-    source = Source("x", "durabletask_x._a", ast.parse(text), 1)
+    source = Source("x", "durabletask_x._a", text)
     assert bool(list(roundabout(source))) is wrong
 
 
@@ -408,7 +418,7 @@ def test_broad_excepts_have_a_reason() -> None:
 )
 def test_the_finder_of_broad_excepts_finds_them(text: str, broad: bool) -> None:
     """The check above can fail: bare, single and listed forms are seen, narrow ones are not."""
-    assert bool(list(broad_excepts(Source("x", "x", ast.parse(text), 3)))) is broad
+    assert bool(list(broad_excepts(Source("x", "x", text)))) is broad
 
 
 def test_tests_name_their_promise() -> None:
