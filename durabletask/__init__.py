@@ -2,6 +2,7 @@
 
 from durabletask._client import ProcessClient
 from durabletask._clock import Clock, SystemClock
+from durabletask._durable_call import DurableCall
 from durabletask._handle import ProcessHandle
 from durabletask._host import ProcessHost
 from durabletask._info import HistoryEntry, ProcessInfo, WaitInfo
@@ -9,9 +10,11 @@ from durabletask._limits import Limits
 from durabletask._memory import MemoryStorage
 from durabletask._model import Status
 from durabletask._observe import Observer, ProcessChange, StepChange
-from durabletask._process import DelayResult, DurableCall, EventStream, Process, Var
+from durabletask._process import Process
+from durabletask._process_waits import DelayResult, EventStream
 from durabletask._retry import RetryPolicy
 from durabletask._steps import Step, current_step
+from durabletask._variable import Var
 
 __all__ = [
     "Clock",

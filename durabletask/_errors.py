@@ -54,6 +54,15 @@ class EventTimeoutError(DurableTaskError, TimeoutError):
     """No event arrived before the recorded deadline of the wait."""
 
 
+class ProcessCancelledError(DurableTaskError):
+    """The process was cancelled from outside; the message is the reason given.
+
+    Raised once in the process function, at its durable waits or else at its
+    next new durable call, and recorded there. What it does then is up to it:
+    undo by hand, end by letting it pass, or catch it and go on.
+    """
+
+
 class SerializationError(DurableTaskError, ValueError):
     """A value has no exact JSON form; the message holds the path to the part at fault.
 
@@ -140,6 +149,16 @@ class ProcessQuarantinedError(ProcessError):
 
     Nothing was compensated and nothing is lost: it goes on after the fix.
     """
+
+
+class ProcessTerminatedError(ProcessError):
+    """The process was ended from outside, without any more of its code being run.
+
+    Attributes:
+        output: What was given as its output, as plain JSON values; None in a parent.
+    """
+
+    output: object = None
 
 
 class UnregisteredProcessError(DurableTaskError, LookupError):

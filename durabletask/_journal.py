@@ -19,12 +19,13 @@ _OWN_SPACE = frozenset(
         Kind.UNDO,
         Kind.DECISION,
         Kind.REPORT,
+        Kind.HEARTBEAT,
     }
 )
 
 # What the engine noted about a key before there was an outcome says what kind of call it was.
 _NOTED_BY = {
-    Kind.WAIT: frozenset({Kind.DELAY, Kind.EVENT, Kind.RACE, Kind.TIMEOUT, Kind.CHILD}),
+    Kind.WAIT: frozenset({Kind.DELAY, Kind.EVENT, Kind.RACE, Kind.TIMEOUT, Kind.CALL}),
     Kind.RETRY: frozenset({Kind.DO, Kind.GET, Kind.TRANSACTION}),
     Kind.START: frozenset({Kind.DO}),
 }

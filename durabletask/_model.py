@@ -35,7 +35,7 @@ class Status(StrEnum):
 class Kind(StrEnum):
     """What sort of durable call a checkpoint belongs to.
 
-    The kinds up to TRANSACTION share one space of keys: a key recorded under
+    The kinds up to VERSION share one space of keys: a key recorded under
     one of them cannot be asked for under another. The rest are the engine's
     own and are found by (kind, key, index).
     """
@@ -47,9 +47,11 @@ class Kind(StrEnum):
     EVENT = "event"
     RACE = "race"
     TIMEOUT = "timeout"
-    CHILD = "child"
+    CHILD = "child"  # a child was spawned
+    CALL = "call"  # the result of a child
     SEND = "send"
     TRANSACTION = "transaction"
+    VERSION = "version"
     # --- the engine's own
     WAIT = "wait"  # a wait began: what it is for and its due time; closed by the key's checkpoint
     RETRY = "retry"  # failed attempts so far and when the next is due; replaced by each
@@ -58,6 +60,7 @@ class Kind(StrEnum):
     UNDO = "undo"
     DECISION = "decision"
     REPORT = "report"
+    HEARTBEAT = "heartbeat"  # what a step in flight has said of itself; replaced by each
 
 
 class Form(StrEnum):

@@ -35,9 +35,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_services",),
     ("_caller",),
     # One process, from its journal to its end.
+    ("_lifecycle",),
     ("_run",),
     ("_transaction",),
-    ("_steps", "_waits"),
+    ("_steps", "_waits", "_variable", "_durable_call"),
+    ("_plain_step",),
+    ("_process_*",),
     ("_process",),
     ("_runner",),
     # All processes of a host, and what holds them from outside.
