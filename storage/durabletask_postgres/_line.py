@@ -109,11 +109,16 @@ async def facts_of(connection: Connection, query: str) -> ServerFacts:
 class Line:
     """A connection in use by one caller at a time."""
 
-    __slots__ = ("_warned", "connection", "facts")
+    __slots__ = ("_answer_by_s", "_loop", "_timer", "_warned", "connection", "facts")
 
     def __init__(self, connection: Connection, facts: ServerFacts) -> None:
         self.connection = connection
         self.facts = facts
+        self._loop = asyncio.get_running_loop()
+        # One timer that looks, and not one for each call, which would cost a call more than the
+        # rest of its way through here.
+        self._timer: asyncio.TimerHandle | None = None
+        self._answer_by_s: float | None = None
         self._warned = False
         connection.add_log_listener(self._hear)
 
@@ -127,10 +132,12 @@ class Line:
 
     def detach(self) -> None:
         """Listen no more to what the server says; the connection goes back to its owner."""
+        self._stop_timer()
         self.connection.remove_log_listener(self._hear)
 
     def terminate(self) -> None:
         """End the connection without a word; the server rolls back what is open."""
+        self._stop_timer()
         with suppress(asyncpg.InterfaceError):  # it has ended already, as above
             self.connection.terminate()
 
@@ -154,16 +161,13 @@ class Line:
         a standby, and so commit here what a failover then loses.
         """
         self._warned = False
-        connection = self.connection
-        # A timer and not `asyncio.timeout`, which costs as much as the rest of this function. What
-        # waits for the answer then meets the end of the connection: unknown.
-        timer = asyncio.get_running_loop().call_later(timeout_s, self.terminate)
+        self._await_answer(timeout_s)
         try:
             if explicit:
-                await connection.execute(_BEGIN)
-            rows = await connection.fetch(statement, *args)
+                await self.connection.execute(_BEGIN)
+            rows = await self.connection.fetch(statement, *args)
             if explicit:
-                await connection.execute(_COMMIT)
+                await self.connection.execute(_COMMIT)
         except asyncpg.PostgresError as error:
             raise storage_error(error, sent=True) from error  # the server answered, or is gone
         except DRIVER_ERRORS as error:
@@ -174,11 +178,37 @@ class Line:
             self.terminate()
             raise
         finally:
-            timer.cancel()
+            self._answer_by_s = None
         if self._warned:
             self.terminate()
             raise StorageUnknownError("the commit was recorded here but reached no standby")
         return rows
+
+    def _await_answer(self, timeout_s: float) -> None:
+        """Have the connection ended in `timeout_s`; who waits for the answer then meets that."""
+        self._answer_by_s = answer_by_s = self._loop.time() + timeout_s
+        timer = self._timer
+        if timer is None or timer.when() > answer_by_s:
+            self._start_timer(answer_by_s)
+
+    def _start_timer(self, at_s: float) -> None:
+        self._stop_timer()
+        self._timer = self._loop.call_at(at_s, self._look, at_s)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self, at_s: float) -> None:
+        """End the connection if the answer is late; else look again when the next one would be."""
+        self._timer = None
+        if self._answer_by_s is None:
+            return
+        if self._answer_by_s <= at_s:
+            self.terminate()
+        else:
+            self._start_timer(self._answer_by_s)
 
     def _hear(self, connection: object, message: asyncpg.PostgresLogMessage) -> None:
         if message.server_source_function == _WAIT_FOR_STANDBY:
