@@ -8,8 +8,8 @@ may do is for the database's functions to judge.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 from asyncpg import Record
 
@@ -36,6 +36,8 @@ from durabletask_postgres._connections import Connections
 from durabletask_postgres._refusals import is_damage, is_locked, is_taken
 from durabletask_postgres._sql import Statements
 from durabletask_postgres._trouble import UnexpectedError
+
+T = TypeVar("T")
 
 _log = logging.getLogger("durabletask")
 
@@ -132,15 +134,19 @@ class Commits:
             checked.append(session)
 
     async def _ask(self, lease: Lease, statement: str, *args: Any) -> list[Record]:
-        session = self._connections.session
+        call = self._connections.fetch(statement, lease.host_id, *args)
+        return await self._told(lease, self._connections.session, call)
+
+    async def _told(self, lease: Lease, session: object, call: Coroutine[Any, Any, T]) -> T:
+        """Return the answer to a call that has not begun, and take note of who gave it."""
         try:
-            records = await self._connections.fetch(statement, lease.host_id, *args)
+            answer = await call
         except (StorageUnknownError, asyncio.CancelledError):
             self._in_doubt.add(lease.host_id)
             raise
         self._in_doubt.discard(lease.host_id)
         self._told_in[lease.host_id] = session
-        return records
+        return answer
 
     # --- the usual: steps, and nothing in their way ----------------------------------------
 
@@ -152,7 +158,9 @@ class Commits:
             if len(units) == 1 and is_step(units[0]):
                 session = self._connections.session
                 if session is not None and session is self._told_in.get(lease.host_id):
-                    return bool(await self._ask(lease, self._step, *step_values(units[0])))
+                    values = step_values(units[0])
+                    call = self._connections.write(self._step, lease.host_id, *values)
+                    return await self._told(lease, session, call) == 1
             arrays = step_columns(units, self.names)
             if arrays is None:
                 return False

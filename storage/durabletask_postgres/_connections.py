@@ -8,8 +8,9 @@ says what the server is.
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import asyncpg
 
@@ -26,6 +27,8 @@ from durabletask_postgres._line import Connection, Line, Record, ServerFacts
 from durabletask_postgres._pools import GivenPool, OwnPool, Pool
 from durabletask_postgres._sql import Statements
 from durabletask_postgres._trouble import DRIVER_ERRORS, NOT_READ_COMMITTED, storage_error
+
+T = TypeVar("T")
 
 _log = logging.getLogger("durabletask")
 
@@ -129,9 +132,23 @@ class Connections:
 
         Cancellation: the outcome is unknown; the connection is not used again.
         """
+        return await self._run(Line.fetch, statement, args, timeout_s)
+
+    async def write(self, statement: str, *args: object) -> int:
+        """Run one statement that returns no rows, as `fetch` does; return how many it wrote."""
+        return await self._run(Line.write, statement, args, None)
+
+    async def _run(
+        self,
+        call: Callable[..., Coroutine[Any, Any, T]],
+        statement: str,
+        args: tuple[object, ...],
+        timeout_s: float | None,
+    ) -> T:
         line = await self._take()
         try:
-            return await line.fetch(
+            return await call(
+                line,
                 statement,
                 args,
                 explicit=self.explicit_isolation,

@@ -5,15 +5,17 @@ and nowhere else. Refuses to know who shares the connection and what is asked.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 
 from durabletask.errors import StorageAccessError, StorageUnknownError
 from durabletask_postgres._trouble import DRIVER_ERRORS, storage_error
+
+T = TypeVar("T")
 
 Record: TypeAlias = asyncpg.Record
 Connection: TypeAlias = (
@@ -160,12 +162,32 @@ class Line:
         No request to cancel is sent to the server: it might hit the wait for
         a standby, and so commit here what a failover then loses.
         """
+        call = self.connection.fetch
+        return await self._call(call, statement, args, explicit=explicit, timeout_s=timeout_s)
+
+    async def write(
+        self, statement: str, args: tuple[object, ...], *, explicit: bool, timeout_s: float
+    ) -> int:
+        """Run one statement that returns no rows, as `fetch` does; return how many it wrote."""
+        call = self.connection.execute
+        status = await self._call(call, statement, args, explicit=explicit, timeout_s=timeout_s)
+        return int(status.rpartition(" ")[2])
+
+    async def _call(
+        self,
+        call: Callable[..., Coroutine[Any, Any, T]],
+        statement: str,
+        args: tuple[object, ...],
+        *,
+        explicit: bool,
+        timeout_s: float,
+    ) -> T:
         self._warned = False
         self._await_answer(timeout_s)
         try:
             if explicit:
                 await self.connection.execute(_BEGIN)
-            rows = await self.connection.fetch(statement, *args)
+            answer = await call(statement, *args)
             if explicit:
                 await self.connection.execute(_COMMIT)
         except asyncpg.PostgresError as error:
@@ -182,7 +204,7 @@ class Line:
         if self._warned:
             self.terminate()
             raise StorageUnknownError("the commit was recorded here but reached no standby")
-        return rows
+        return answer
 
     def _await_answer(self, timeout_s: float) -> None:
         """Have the connection ended in `timeout_s`; who waits for the answer then meets that."""

@@ -148,7 +148,8 @@ select durabletask.record_steps(
 -- be makes it insert nothing, and `commit` says what it was. It runs in the session that gave the
 -- last answer, so it need not ask whether the database still holds that. Nor need it ask for the
 -- isolation: one statement sees one snapshot in any of them, and where a stricter one would not look
--- at the fence again, it fails (40001) and nothing is written.
+-- at the fence again, it fails (40001) and nothing is written. It returns no row, since the server
+-- would store that first and send it afterwards; how many it wrote is said in any case.
 -- name: step
 insert into durabletask.checkpoint
     (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
@@ -159,8 +160,7 @@ join durabletask.process p
     and p.owner_no is not distinct from f.host_no and p.seq < $5
 where f.host_id = $1 and f.fenced_at is null
     and current_setting('synchronous_commit') not in ('off', 'local', 'remote_write')
-for share of f
-returning true;
+for share of f;
 
 -- name: record_within
 select r.*
