@@ -18,14 +18,18 @@ from pathlib import Path
 from durabletask._clock import Clock, SystemClock
 from durabletask._errors import LimitExceededError
 from durabletask._memory_hosts import Host, Hosts
+from durabletask._memory_kin import Kin
 from durabletask._memory_list import check_limit, cursor_after, matches, position, read_cursor
 from durabletask._memory_process import BUSY, NOT_OWNER, ProcessState, begin
 from durabletask._memory_queue import ClaimQueue
+from durabletask._memory_requests import descends, grant, is_known, refusal, remember
 from durabletask._memory_save import Saved, bring_back, put_away, read_file, write_file
 from durabletask._model import (
     DONE,
     Claimed,
     Claims,
+    Control,
+    Controlled,
     Created,
     Delivered,
     Lease,
@@ -68,6 +72,7 @@ class MemoryStorage:
         self._processes: dict[str, ProcessState] = {}
         self._purged: dict[str, int] = {}
         self._queue = ClaimQueue(self._processes)
+        self._kin = Kin(self._processes, self._begin, self._stirred)
         self._hosts = Hosts(lease_ttl_s)
         self._subscribers: dict[object, tuple[asyncio.AbstractEventLoop, _Callback]] = {}
         self._busy: Counter[str] = Counter()
@@ -96,13 +101,23 @@ class MemoryStorage:
             and there.creation_id != new.creation_id  # else a repeat would replace its own
         ):
             return Created(there.row(), there.creation_id == new.creation_id)
-        before = self._purged.pop(new.process_id, 0) if there is None else there.incarnation
-        process = begin(new, now, before + 1)
-        self._processes[new.process_id] = process
+        if there is not None and there.owner is not None:
+            return Created(None, refused=Refusal.BUSY)  # terminated, and not let go
+        process = self._begin(new, now)
         if host is not None and process.claimable_at == now:
             process.take(host.host_id, host.label, now)
-        self._queue.push(process)
         return Created(process.row(), True)
+
+    def _begin(self, new: NewProcess, now: datetime) -> ProcessState:
+        there = self._processes.get(new.process_id)
+        before = self._purged.pop(new.process_id, 0) if there is None else there.incarnation
+        if there is not None:
+            self._kin.remove(there)
+        process = begin(new, now, before + 1)
+        self._processes[new.process_id] = process
+        self._kin.add(process)
+        self._queue.push(process)
+        return process
 
     async def deliver(self, events: Sequence[NewEvent], *, mailbox_max: int) -> Sequence[Delivered]:
         """Put events into mailboxes, in the given order."""
@@ -119,14 +134,45 @@ class MemoryStorage:
         process = self._processes.get(event.process_id)
         if process is None:
             return Delivered(Refusal.UNKNOWN_PROCESS)
-        was_parked = process.parked
         answer = process.deliver(event, now, mailbox_max)
-        if was_parked:
-            self._queue.push(process)
+        self._stirred(process)
+        return answer
+
+    def _stirred(self, process: ProcessState) -> None:
+        """Take note of what may have become claimable, or news to its owner."""
+        self._queue.push(process)
         host = None if process.owner is None else self._hosts.get(process.owner)
         if host is not None and process.news:
             host.news[process.process_id] = None
-        return answer
+
+    async def request(self, controls: Sequence[Control]) -> Sequence[Controlled]:
+        """Ask something of processes, in the given order."""
+        _check_size("request", controls)
+        now = self._now()
+        return [self._request(control, now) for control in controls]
+
+    def _request(self, control: Control, now: datetime) -> Controlled:
+        if self._busy[control.process_id]:
+            return Controlled(Refusal.BUSY)
+        process = self._processes.get(control.process_id)
+        if process is None:
+            return Controlled(Refusal.UNKNOWN_PROCESS)
+        if is_known(process, control):
+            return Controlled(row=process.row())
+        if (refused := refusal(process, control)) is not None:
+            return Controlled(refused)
+        descendants = self._kin.unfinished_below(process) if descends(process, control) else []
+        if any(self._busy[each.process_id] for each in descendants):
+            return Controlled(Refusal.BUSY)
+        remember(process, control)
+        told: list[str | None] = []
+        for each in (process, *descendants):
+            if grant(each, control, now):
+                told += self._kin.tell_parent(each, now)
+            self._stirred(each)
+            told.append(each.process_id)
+        self._hint(told)
+        return Controlled(row=process.row())
 
     async def read(
         self, process_ids: Sequence[str], *, history: bool = False
@@ -163,6 +209,9 @@ class MemoryStorage:
             return Refusal.UNKNOWN_PROCESS
         if process.status not in FINISHED:
             return Refusal.NOT_FINISHED
+        if process.owner is not None:
+            return Refusal.BUSY  # terminated, and not let go
+        self._kin.remove(process)
         del self._processes[process_id]
         self._purged[process_id] = process.incarnation
         return None
@@ -233,23 +282,45 @@ class MemoryStorage:
         now = self._now()
         processes = self._processes
         outcomes = []
-        left = []
+        told: list[str | None] = []
         busy = self._busy if self._busy.total() else None
         for unit in units:
-            if busy is not None and busy[unit.process_id]:
+            if busy is not None and self._is_busy(unit, processes):
                 outcomes.append(BUSY)
                 continue
             process = processes.get(unit.process_id)
             if process is None:
                 outcomes.append(NOT_OWNER)
                 continue
-            outcome = process.apply(host_id, unit, now)
+            reaches = unit.spawns or unit.sends
+            outcome = process.apply(host_id, unit, now, self._kin.reach if reaches else None)
             outcomes.append(outcome)
-            if (unit.leave is not None or unit.ending is not None) and outcome is DONE:
+            if outcome is not DONE:
+                continue
+            if reaches:
+                told += [child.process_id for child in unit.spawns]
+                told += [event.process_id for event in unit.sends]
+            if unit.ending is not None and process.parent is not None:
+                told += self._kin.tell_parent(process, now)
+            if unit.leave is not None or unit.ending is not None:
                 self._queue.push(process)
-                left.append(unit.process_id)
-        self._hint(left)
+                told.append(unit.process_id)
+        self._hint(told)
         return outcomes
+
+    def _is_busy(self, unit: Unit, processes: dict[str, ProcessState]) -> bool:
+        """Return whether a process that the unit writes to is held."""
+        process = processes.get(unit.process_id)
+        ends = unit.ending is not None and process is not None and process.parent is not None
+        return any(
+            self._busy[each]
+            for each in (
+                unit.process_id,
+                *(child.process_id for child in unit.spawns),
+                *(event.process_id for event in unit.sends),
+                *((process.parent.process_id,) if ends and process and process.parent else ()),
+            )
+        )
 
     async def close_lease(self, lease: Lease) -> None:
         """End a lease; what it still holds is claimable at once, without a death."""
@@ -364,6 +435,7 @@ class MemoryStorage:
             if process.owner is not None:
                 process.let_go(now, died=True)
             self._processes[process.process_id] = process
+            self._kin.add(process)
             self._queue.push(process)
 
     def _fence(self, host_id: str, now: datetime, *, died: bool) -> None:

@@ -5,6 +5,7 @@ nothing here can fail halfway. `MemoryStorage` keeps the processes and the
 hosts; every other backend is compared with what these two do.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import TypeAlias
 
@@ -12,6 +13,7 @@ import msgspec
 
 from durabletask._model import (
     DONE,
+    EVENTS_KEPT,
     Checkpoint,
     Claimed,
     Delivered,
@@ -21,6 +23,7 @@ from durabletask._model import (
     NewEvent,
     NewProcess,
     Parent,
+    Place,
     ProcessRow,
     Refusal,
     Snapshot,
@@ -30,7 +33,7 @@ from durabletask._model import (
 )
 from durabletask._transitions import CLAIMABLE, FINISHED, may_follow
 
-Place: TypeAlias = tuple[str, str, int]
+_Slot: TypeAlias = tuple[str, str, int]
 """(kind, key, index), what a checkpoint is found by."""
 
 NOT_OWNER = UnitOutcome(refused=Refusal.NOT_OWNER)
@@ -39,7 +42,6 @@ _FINISHED = UnitOutcome(refused=Refusal.FINISHED)
 _NOT_IN_MAILBOX = UnitOutcome(refused=Refusal.NOT_IN_MAILBOX)
 _ILLEGAL = UnitOutcome(refused=Refusal.ILLEGAL_TRANSITION)
 
-_LIVE = CLAIMABLE | {Status.SUSPENDED}
 _ENDINGS = FINISHED | {Status.QUARANTINED}
 
 _FEW = 4  # searched faster than hashed, and most waiting processes have no more
@@ -48,26 +50,64 @@ _FEW = 4  # searched faster than hashed, and most waiting processes have no more
 class Mailbox(msgspec.Struct, gc=False, eq=False):
     """The events of one process; made by its first event, since most processes get none."""
 
-    events: list[Event] = msgspec.field(default_factory=list)
+    events: dict[int, Event] = msgspec.field(default_factory=dict)
     positions: dict[str, int] = msgspec.field(default_factory=dict)
     unconsumed: dict[int, Event] = msgspec.field(default_factory=dict)
+    last: int = 0
 
     def known(self, event_id: str) -> Event | None:
         """Return the event that arrived under this id, consumed or not."""
         position = self.positions.get(event_id)
-        return None if position is None else self.events[position - 1]
+        return None if position is None else self.events[position]
 
     def add(self, event: Event) -> None:
-        """Keep an event at the next position."""
+        """Keep an event, behind all others."""
+        self.last = event.position
         self.positions[event.event_id] = event.position
-        self.events.append(event)
+        self.events[event.position] = event
         if not event.consumed:
             self.unconsumed[event.position] = event
 
     def consume(self, position: int) -> None:
         """Mark an unconsumed event as taken; it stays in the history."""
         event = self.unconsumed.pop(position)
-        self.events[position - 1] = msgspec.structs.replace(event, consumed=True)
+        self.events[position] = msgspec.structs.replace(event, consumed=True)
+
+    def restore(self, position: int) -> None:
+        """Put a consumed event back where it was."""
+        event = self.events.get(position)
+        if event is not None and event.consumed:
+            self.events[position] = msgspec.structs.replace(event, consumed=False)
+            self.unconsumed = {
+                each.position: each for each in self.events.values() if not each.consumed
+            }
+
+    def forget(self, keep: int) -> None:
+        """Drop the consumed events but for the latest `keep` of them."""
+        consumed = [each for each in self.events.values() if each.consumed]
+        for event in consumed[: max(len(consumed) - keep, 0)]:
+            del self.events[event.position]
+            del self.positions[event.event_id]
+
+
+class Asked(msgspec.Struct, gc=False):
+    """What was asked of a process from outside; made by the first request.
+
+    Attributes:
+        status_after: What SUSPENDED stands in front of; None otherwise.
+        request_ids: Of the latest requests.
+        forgotten: What retries have put aside, in the order recorded.
+    """
+
+    cancel_reason: bytes | None = None
+    cancel_met: bool = False
+    suspend_reason: bytes | None = None
+    status_after: Status | None = None
+    request_ids: tuple[str, ...] = ()
+    forgotten: tuple[Checkpoint, ...] = ()
+
+
+_NOTHING_ASKED = Asked()
 
 
 class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
@@ -76,7 +116,7 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
     Attributes:
         claimable_at: Since when, or from when, a host may take it; None while
             it is held, parked without a due time, or in no claimable status.
-        news: An event has arrived that its owner has not heard of.
+        news: An event or a request has arrived that its owner has not heard of.
         few: The checkpoints in the order recorded, while there are at most
             four; then they are in `many`, whose order is that too.
     """
@@ -109,13 +149,15 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
     parent: Parent | None = None
     ending: Ending | None = None
     few: tuple[Checkpoint, ...] = ()
-    many: dict[Place, Checkpoint] | None = None
+    many: dict[_Slot, Checkpoint] | None = None
     mailbox: Mailbox | None = None
+    asked: Asked | None = None
 
     # --- what others see -----------------------------------------------------------------
 
     def row(self) -> ProcessRow:
         """Return the process as the seam shows it; shares nothing that can change."""
+        asked = self.asked or _NOTHING_ASKED
         return ProcessRow(
             process_id=self.process_id,
             name=self.name,
@@ -142,6 +184,9 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
             context=self.context,
             parent=self.parent,
             ending=self.ending,
+            cancel_reason=asked.cancel_reason,
+            cancel_met=asked.cancel_met,
+            suspend_reason=asked.suspend_reason,
         )
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -150,17 +195,18 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
 
     def events(self) -> tuple[Event, ...]:
         """Return every event that arrived, in order of position."""
-        return () if self.mailbox is None else tuple(self.mailbox.events)
+        return () if self.mailbox is None else tuple(self.mailbox.events.values())
 
     def unconsumed(self) -> tuple[Event, ...]:
         """Return the mailbox, in order of position."""
         return () if self.mailbox is None else tuple(self.mailbox.unconsumed.values())
 
     def snapshot(self, *, history: bool) -> Snapshot:
-        """Return the row, with checkpoints and events if asked for."""
+        """Return the row, with the history if asked for."""
         if not history:
             return Snapshot(self.row())
-        return Snapshot(self.row(), self.checkpoints(), self.events())
+        forgotten = () if self.asked is None else self.asked.forgotten
+        return Snapshot(self.row(), self.checkpoints(), self.events(), forgotten)
 
     def as_claimed(self, *, fresh: bool) -> Claimed:
         """Return the process as a claim hands it out, or as news."""
@@ -201,22 +247,36 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
             return Delivered(Refusal.FINISHED)
         if len(mailbox.unconsumed) >= mailbox_max:
             return Delivered(Refusal.MAILBOX_FULL)
-        event = Event(len(mailbox.events) + 1, new.event_id, new.name, new.payload, now)
+        event = Event(mailbox.last + 1, new.event_id, new.name, new.payload, now)
         mailbox.add(event)
         self.mailbox = mailbox
+        self.stir(now)
+        return Delivered(event=event, owner=self.owner)
+
+    def stir(self, now: datetime) -> None:
+        """Take note that there is something for whoever holds the process, or is to take it."""
         self.news = self.owner is not None
         if self.parked:
             self.parked = False
             self.claimable_at = now if self.status in CLAIMABLE else None
-        return Delivered(event=event, owner=self.owner)
 
     # --- units ---------------------------------------------------------------------------
 
-    def apply(self, host_id: str, unit: Unit, now: datetime) -> UnitOutcome:
+    def apply(
+        self,
+        host_id: str,
+        unit: Unit,
+        now: datetime,
+        others: "Callable[[ProcessState, Unit, datetime], UnitOutcome] | None" = None,
+    ) -> UnitOutcome:
         """Record all of a unit, or nothing of it.
 
         What is asked first decides: ownership, repeat, finished, held
-        checkpoints, mailbox, transition.
+        checkpoints, mailbox, transition, other processes.
+
+        Args:
+            others: Does what the unit does to others, and then answers DONE;
+                or does nothing and says why.
         """
         if unit.epoch != self.epoch or unit.incarnation != self.incarnation:
             return NOT_OWNER
@@ -225,12 +285,18 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
             return self._answer_again(unit)
         if self.owner != host_id:
             return _FINISHED if self.status in FINISHED else NOT_OWNER
+        if self.status in FINISHED:
+            return self._leave_ended(unit, now)
         if checkpoints and (held := self._held(unit)):
             return UnitOutcome(held=held)
         if unit.consumes and not self._has_all(unit.consumes):
             return _NOT_IN_MAILBOX
-        if (unit.status is not None or unit.ending is not None) and not self._may_become(unit):
+        if (
+            unit.status is not None or unit.ending is not None or unit.restart is not None
+        ) and not self._may_become(unit):
             return _ILLEGAL
+        if others is not None and (answer := others(self, unit, now)) is not DONE:
+            return answer
 
         # Nothing was written until here; from here on nothing can be refused.
         epoch = self.epoch
@@ -254,11 +320,15 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
         if unit.consumes and self.mailbox is not None:
             for position in unit.consumes:
                 self.mailbox.consume(position)
+        if unit.meets_cancel and self.asked is not None:
+            self.asked.cancel_met = self.asked.cancel_reason is not None
         if unit.status is not None:
-            self.status = unit.status
-            self.wake_at = unit.wake_at
+            self._become(unit.status, unit.wake_at)
+        if unit.restart is not None:
+            self._restart(unit.restart)
         if unit.ending is not None:
-            self._end(unit.ending, now)
+            self.end(unit.ending, now)
+            self.owner = self.owner_label = None
         elif unit.leave is not None:
             self._leave(unit.leave, now)
         return DONE
@@ -285,22 +355,64 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
         return all(position in self.mailbox.unconsumed for position in positions)
 
     def _may_become(self, unit: Unit) -> bool:
-        status = self.status
+        status = self.standing
         if unit.status is not None:
-            if unit.status not in _LIVE or not may_follow(status, unit.status):
+            if unit.status not in CLAIMABLE or not may_follow(status, unit.status):
                 return False
             status = unit.status
+        if unit.restart is not None and not may_follow(status, Status.RUNNING):
+            return False
         if unit.ending is None:
             return True
+        if self.status is Status.SUSPENDED:
+            return False
         return unit.ending.status in _ENDINGS and may_follow(status, unit.ending.status)
 
-    def _end(self, ending: Ending, now: datetime) -> None:
+    @property
+    def standing(self) -> Status:
+        """The status, or what SUSPENDED stands in front of."""
+        if self.asked is not None and self.asked.status_after is not None:
+            return self.asked.status_after
+        return self.status
+
+    def _become(self, status: Status, wake_at: datetime | None) -> None:
+        self.wake_at = wake_at
+        if self.status is Status.SUSPENDED and self.asked is not None:
+            self.asked.status_after = status
+        else:
+            self.status = status
+
+    def _restart(self, input: bytes) -> None:
+        self.generation += 1
+        self.input = input
+        self.few, self.many = (), None
+        if self.mailbox is not None:
+            self.mailbox.forget(EVENTS_KEPT)
+        if self.asked is not None:
+            self.asked.forgotten = ()
+            if self.asked.cancel_met:
+                self.asked.cancel_reason, self.asked.cancel_met = None, False
+        self._become(Status.RUNNING, None)
+
+    def end(self, ending: Ending, now: datetime) -> None:
+        """Give the process its last word; its owner, if it has one, stays."""
         self.status = ending.status
         self.ending = ending
         self.finished_at = now if ending.status in FINISHED else None
-        self.wake_at = None
+        self.wake_at = self.claimable_at = None
+        self.parked = self.news = False
+        if self.asked is not None:
+            self.asked.suspend_reason = self.asked.status_after = None
+
+    def _leave_ended(self, unit: Unit, now: datetime) -> UnitOutcome:
+        """Let the owner let go of what has ended without it; it can write nothing else."""
+        if unit.leave is None or unit.checkpoints or unit.ending or unit.spawns or unit.sends:
+            return _FINISHED
+        self.seq = unit.seq
+        self.updated_at = now
         self.owner = self.owner_label = None
         self.news = False
+        return DONE
 
     def _leave(self, leave: Leave, now: datetime) -> None:
         # An event that the host has not heard of must not sleep with the process.
@@ -322,6 +434,22 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
             if each.key == key and each.index == index and each.kind == kind:
                 return each
         return None
+
+    def forget(self, places: tuple[Place, ...]) -> None:
+        """Put checkpoints aside; they stay to be seen."""
+        wanted = {(each.kind, each.key, each.index) for each in places}
+        if not wanted:
+            return
+        asked = self.asked = self.asked or Asked()
+        kept: list[Checkpoint] = []
+        for each in self.checkpoints():
+            if (each.kind, each.key, each.index) in wanted:
+                asked.forgotten = (*asked.forgotten, each)
+            else:
+                kept.append(each)
+        self.few, self.many = (), None
+        for each in kept:
+            self.record(each)
 
     def record(self, new: Checkpoint) -> None:
         """Record a checkpoint as the latest, in place of an older one of the same place."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from durabletask._errors import StorageCorruptError, StorageFormatError
-from durabletask._memory_process import Mailbox, ProcessState
-from durabletask._model import Checkpoint, Event, ProcessRow
+from durabletask._memory_process import Asked, Mailbox, ProcessState
+from durabletask._model import Checkpoint, Event, ProcessRow, Status
 
 FORMAT = 1
 
@@ -24,6 +24,9 @@ class SavedProcess(msgspec.Struct, frozen=True):
     claimable_at: datetime | None
     checkpoints: tuple[Checkpoint, ...]
     events: tuple[Event, ...]
+    forgotten: tuple[Checkpoint, ...] = ()
+    status_after: Status | None = None
+    request_ids: tuple[str, ...] = ()
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,15 +49,32 @@ class _Version(msgspec.Struct):
 
 def put_away(process: ProcessState) -> SavedProcess:
     """Return a process as the file holds it."""
+    asked = process.asked or Asked()
     return SavedProcess(
-        process.row(), process.claimable_at, process.checkpoints(), process.events()
+        process.row(),
+        process.claimable_at,
+        process.checkpoints(),
+        process.events(),
+        asked.forgotten,
+        asked.status_after,
+        asked.request_ids,
     )
 
 
 def bring_back(saved: SavedProcess) -> ProcessState:
     """Return a process as it was, still held by the host that is gone."""
-    fields = {name: getattr(saved.row, name) for name in ProcessRow.__struct_fields__}
+    row = saved.row
+    fields = {name: getattr(row, name) for name in ProcessRow.__struct_fields__}
+    asked = Asked(
+        cancel_reason=fields.pop("cancel_reason"),
+        cancel_met=fields.pop("cancel_met"),
+        suspend_reason=fields.pop("suspend_reason"),
+        status_after=saved.status_after,
+        request_ids=saved.request_ids,
+        forgotten=saved.forgotten,
+    )
     process = ProcessState(**fields, claimable_at=saved.claimable_at)
+    process.asked = None if asked == Asked() else asked
     for checkpoint in saved.checkpoints:
         process.record(checkpoint)
     if saved.events:

@@ -17,6 +17,15 @@ import msgspec
 NO_INDEX = -1
 """Index of a durable call that is not one of a series."""
 
+CHILD_ENDED = "durabletask:child:"
+"""How the name of the event begins that tells a parent of a child's end; the status follows."""
+
+REQUESTS_KEPT = 8
+"""The ids of so many latest requests are kept of each process."""
+
+EVENTS_KEPT = 1_000
+"""Of the events consumed before a restart, so many of the latest stay known by their ids."""
+
 
 class Status(StrEnum):
     """Where a process stands, by what is recorded and not by what is in memory."""
@@ -81,7 +90,18 @@ class Refusal(StrEnum):
     MAILBOX_FULL = "mailbox is full"
     NOT_IN_MAILBOX = "event was consumed already or never existed"
     ILLEGAL_TRANSITION = "this status cannot follow the recorded one"
+    OTHER_ORIGIN = "the child's id belongs to a process that this call did not spawn"
     BUSY = "cannot be written now: in use by another transaction, or unreadable; ask again"
+
+
+class Action(StrEnum):
+    """What can be asked of a process from outside."""
+
+    CANCEL = "cancel"
+    TERMINATE = "terminate"
+    SUSPEND = "suspend"
+    RESUME = "resume"
+    RETRY = "retry"
 
 
 class Leave(StrEnum):
@@ -112,58 +132,20 @@ class Checkpoint(msgspec.Struct, frozen=True, gc=False):
     at: datetime | None = None
 
 
+class Place(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What a checkpoint is found by."""
+
+    kind: Kind
+    key: str
+    index: int
+
+
 class Ending(msgspec.Struct, frozen=True, gc=False):
     """The last word on a process: a finished status or QUARANTINED, with what came out of it."""
 
     status: Status
     form: Form
     payload: bytes
-
-
-class Unit(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """What one process writes at once: wholly there after a crash, or not at all.
-
-    `seq` rises by at least one from unit to unit of an epoch; (epoch, seq)
-    makes a repeat harmless. A unit of which a first-wins checkpoint is held
-    already, by another unit, writes nothing at all.
-
-    Attributes:
-        status: The process's new status (RUNNING, WAITING, SUSPENDED or
-            COMPENSATING), or None to leave it.
-        wake_at: With `status`: when the earliest recorded wait is due, if any.
-        consumes: Positions of the events that leave the mailbox.
-        ending: With it the process ends and has no owner; its mailbox closes,
-            unless it is QUARANTINED.
-        leave: With it the process has no owner any more but is not at its end.
-    """
-
-    process_id: str
-    incarnation: int
-    epoch: int
-    seq: int
-    checkpoints: tuple[Checkpoint, ...] = ()
-    consumes: tuple[int, ...] = ()
-    status: Status | None = None
-    wake_at: datetime | None = None
-    ending: Ending | None = None
-    leave: Leave | None = None
-
-
-class UnitOutcome(msgspec.Struct, frozen=True, gc=False):
-    """What became of a unit: written (both empty), refused, or overtaken.
-
-    Attributes:
-        refused: Nothing of the unit was written. BUSY alone may be asked again.
-        held: The checkpoints that the storage holds in place of the unit's
-            own. Not empty means: nothing of the unit was written.
-    """
-
-    refused: Refusal | None = None
-    held: tuple[Checkpoint, ...] = ()
-
-
-DONE = UnitOutcome()
-"""The outcome of nearly every unit, made once."""
 
 
 class Parent(msgspec.Struct, frozen=True, gc=False):
@@ -202,6 +184,78 @@ class NewProcess(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     parent: Parent | None = None
 
 
+class NewEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """An event to be delivered; the same `event_id` to the same process is the same event."""
+
+    process_id: str
+    event_id: str
+    name: str
+    payload: bytes
+
+
+class Unit(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """What one process writes at once: wholly there after a crash, or not at all.
+
+    `seq` rises by at least one from unit to unit of an epoch; (epoch, seq)
+    makes a repeat harmless. A unit of which a first-wins checkpoint is held
+    already, by another unit, writes nothing at all.
+
+    Attributes:
+        status: The process's new status (RUNNING, WAITING, SUSPENDED or
+            COMPENSATING), or None to leave it.
+        wake_at: With `status`: when the earliest recorded wait is due, if any.
+        consumes: Positions of the events that leave the mailbox.
+        spawns: Children, each with this process as its `parent`. One that
+            exists already with the same parent is taken for done; if it has
+            ended, its end is put into the mailbox again.
+        sends: Events for other processes, or for itself.
+        mailbox_max: Of the receivers of `sends`, as in `deliver`.
+        meets_cancel: The pending request to cancel is met by what this unit records.
+        restart: The encoded arguments with which the process begins anew: the
+            next generation, running, without checkpoints. Its mailbox stays.
+            Nothing else but `consumes` stands beside it.
+        ending: With it the process ends and has no owner; its mailbox closes,
+            unless it is QUARANTINED.
+        leave: With it the process has no owner any more but is not at its end.
+    """
+
+    process_id: str
+    incarnation: int
+    epoch: int
+    seq: int
+    checkpoints: tuple[Checkpoint, ...] = ()
+    consumes: tuple[int, ...] = ()
+    status: Status | None = None
+    wake_at: datetime | None = None
+    ending: Ending | None = None
+    leave: Leave | None = None
+    spawns: tuple[NewProcess, ...] = ()
+    sends: tuple[NewEvent, ...] = ()
+    mailbox_max: int = 10_000
+    meets_cancel: bool = False
+    restart: bytes | None = None
+
+
+class UnitOutcome(msgspec.Struct, frozen=True, gc=False):
+    """What became of a unit: written (both empty), refused, or overtaken.
+
+    Attributes:
+        refused: Nothing of the unit was written. BUSY alone may be asked again.
+        held: The checkpoints that the storage holds in place of the unit's
+            own. Not empty means: nothing of the unit was written.
+        culprit: The id among `spawns` or `sends` because of which it was
+            refused, or None.
+    """
+
+    refused: Refusal | None = None
+    held: tuple[Checkpoint, ...] = ()
+    culprit: str | None = None
+
+
+DONE = UnitOutcome()
+"""The outcome of nearly every unit, made once."""
+
+
 class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
     """One process as the storage knows it.
 
@@ -217,6 +271,10 @@ class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
         deaths: How many hosts in a row died holding it, nothing being recorded in between.
         started_at: When it was first claimed.
         ending: Set once it has ended or is quarantined.
+        cancel_reason: Payload given with the request to cancel, met or not;
+            None if there was none.
+        cancel_met: Whether the process has met it.
+        suspend_reason: Payload given with the suspension; set while SUSPENDED.
     """
 
     process_id: str
@@ -244,6 +302,9 @@ class ProcessRow(msgspec.Struct, frozen=True, kw_only=True):
     context: bytes | None = None
     parent: Parent | None = None
     ending: Ending | None = None
+    cancel_reason: bytes | None = None
+    cancel_met: bool = False
+    suspend_reason: bytes | None = None
 
 
 class Created(msgspec.Struct, frozen=True):
@@ -258,15 +319,6 @@ class Created(msgspec.Struct, frozen=True):
     row: ProcessRow | None
     fresh: bool = False
     refused: Refusal | None = None
-
-
-class NewEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """An event to be delivered; the same `event_id` to the same process is the same event."""
-
-    process_id: str
-    event_id: str
-    name: str
-    payload: bytes
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -299,11 +351,54 @@ class Delivered(msgspec.Struct, frozen=True, gc=False):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """One process, and if asked for its checkpoints and events in the order recorded."""
+    """One process, and if asked for its history.
+
+    Attributes:
+        checkpoints: In the order recorded.
+        events: In order of position.
+        forgotten: Checkpoints that a retry has put aside, in the order in
+            which they were recorded; a claim does not hand them out.
+    """
 
     row: ProcessRow
     checkpoints: tuple[Checkpoint, ...] = ()
     events: tuple[Event, ...] = ()
+    forgotten: tuple[Checkpoint, ...] = ()
+
+
+class Control(msgspec.Struct, frozen=True, kw_only=True):
+    """Something asked of a process from outside.
+
+    Attributes:
+        request_id: Random and new for each request, so that a repeat, or a
+            late copy, changes nothing.
+        reason: Of CANCEL and SUSPEND; a payload.
+        ending: What the process ends with if this ends it: TERMINATE, and
+            CANCEL of one that was never started. The same for its children.
+        incarnation, epoch: Of RETRY: those in which the caller has read the
+            history; another one is refused with NOT_OWNER.
+        status: Of RETRY: RUNNING, or COMPENSATING to go on with that.
+        forget: Of RETRY: the checkpoints to put aside.
+        restores: Of RETRY: positions of consumed events that go back into the mailbox.
+    """
+
+    process_id: str
+    action: Action
+    request_id: str
+    reason: bytes = b"null"
+    ending: Ending | None = None
+    incarnation: int = 0
+    epoch: int = 0
+    status: Status = Status.RUNNING
+    forget: tuple[Place, ...] = ()
+    restores: tuple[int, ...] = ()
+
+
+class Controlled(msgspec.Struct, frozen=True):
+    """The answer to a request: refused, or the process as it stands after it."""
+
+    refused: Refusal | None = None
+    row: ProcessRow | None = None
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):

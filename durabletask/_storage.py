@@ -34,6 +34,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from durabletask._model import (
     Claims,
+    Control,
+    Controlled,
     Created,
     Delivered,
     Lease,
@@ -93,6 +95,47 @@ class ProcessStorage(Protocol):
         """
         ...
 
+    async def request(self, controls: Sequence[Control]) -> Sequence[Controlled]:
+        """Ask something of processes, in the given order; at most 1,000 at once.
+
+        Refused with UNKNOWN_PROCESS, FINISHED (not for RETRY), ILLEGAL_TRANSITION,
+        NOT_OWNER (RETRY in another epoch or incarnation) or BUSY. A request
+        whose id is among the latest `REQUESTS_KEPT` of the process changes
+        nothing and is answered with the process as it stands.
+
+        * CANCEL: the request is pending until a unit `meets_cancel`. It is one
+          for all time: where there was one, nothing changes; nor while the
+          process compensates. A process that no host has ever claimed ends
+          with `ending` at once. So does every unfinished descendant be asked.
+        * TERMINATE: the process and every unfinished descendant end with
+          `ending`. An owner keeps what has ended so until its unit with
+          `leave` lets it go; it can write nothing else. If it has finished as
+          TERMINATED already, nothing changes, but for the descendants.
+        * SUSPEND: SUSPENDED, with `reason`; not for a quarantined one. Nobody
+          claims it. Its owner is not asked to stop by the storage: what it
+          records still counts, but that the status of a unit is kept for the
+          time after, and an `ending` is refused with ILLEGAL_TRANSITION.
+        * RESUME: back to the status before or recorded since; claimable at
+          once if nobody holds it, parked or not. Where it is not suspended,
+          nothing changes.
+        * RETRY: only of a FAILED or QUARANTINED process, which goes on as
+          `status` in the next epoch: without ending, owner and `finished_at`,
+          claimable at once. `forget` and `restores` take place with it; what
+          is not there is passed over. Another status is refused with
+          ILLEGAL_TRANSITION, before the epoch is looked at.
+
+        A descendant is a process whose `parent` is the process, in its
+        incarnation and whatever generation, and so on. A child that is spawned
+        while the request to cancel its parent is pending is born with it.
+
+        A process that has an owner becomes news in that owner's next claim;
+        asked to cancel, a parked one becomes claimable.
+
+        Returns:
+            One answer per request, in the same order; descendants are not told of.
+        """
+        ...
+
     async def read(
         self, process_ids: Sequence[str], *, history: bool = False
     ) -> Sequence[Snapshot | None]:
@@ -122,7 +165,8 @@ class ProcessStorage(Protocol):
         """Remove finished processes with everything of theirs.
 
         Refused with UNKNOWN_PROCESS, NOT_FINISHED (a quarantined one has not
-        finished) or BUSY. An id created again is the next incarnation.
+        finished) or BUSY, also while a host still holds what was terminated.
+        An id created again is the next incarnation.
         """
         ...
 
@@ -160,7 +204,8 @@ class ProcessStorage(Protocol):
         mailbox, read after it was locked.
 
         News (`fresh=False`) is what arrived for a held process since the last
-        claim told of it. It does not count against `count_max`.
+        claim told of it: events, and requests, as its row shows them. It does
+        not count against `count_max`.
 
         Args:
             claim_id: New for every claim. A repeat with the same id returns
@@ -177,12 +222,25 @@ class ProcessStorage(Protocol):
         Units of one process apply in the given order. A unit is refused with
         NOT_OWNER when its process is not held by this lease in this epoch and
         incarnation (or does not exist), with FINISHED or ILLEGAL_TRANSITION, or
-        with NOT_IN_MAILBOX; that does not touch its neighbours. A unit whose
+        with NOT_IN_MAILBOX; that does not touch its neighbours. Because of a
+        child or a receiver, its `culprit`, it is refused with OTHER_ORIGIN,
+        UNKNOWN_PROCESS, FINISHED or MAILBOX_FULL. A unit whose
         seq is not above the highest one applied in its epoch changes nothing
         and is answered DONE; one whose first-wins checkpoint another unit has
         recorded is answered with what is held, and nothing of it is written.
-        These are looked at in the order: epoch and incarnation, owner, held,
-        mailbox, transition.
+        These are looked at in the order: epoch and incarnation, owner, finished,
+        held, mailbox, transition, spawns, sends.
+
+        When a process finishes, by a unit or by a request, and its parent
+        exists in the incarnation and generation that spawned it and has not
+        finished, an event is put into the parent's mailbox with it, however
+        full that is: named `CHILD_ENDED` and the status, its payload that of
+        the ending, its id unique to the end and beginning with
+        `CHILD_ENDED` + "<generation>:<key>:". Children are created without an owner.
+
+        A unit with `restart` puts aside nothing: checkpoints, forgotten ones
+        and all but the latest `EVENTS_KEPT` consumed events are gone with it,
+        and so is a request to cancel that was met.
 
         One exception spares a storage a count per step: a unit of nothing but
         first-wins checkpoints whose seq is not above the highest one applied
@@ -197,8 +255,8 @@ class ProcessStorage(Protocol):
         them applied, the repeat of the earlier would count as written.
 
         A checkpoint that `replaces` moves to the end of the history. A unit
-        that parks a process with an event in its mailbox that no claim has
-        told its host leaves it claimable at once.
+        that parks a process of which there is news that no claim has told its
+        host leaves it claimable at once.
 
         Returns:
             One outcome per unit, in the same order.

@@ -13,8 +13,16 @@ _ENDINGS = FINISHED | {Status.QUARANTINED}
 NEXT: dict[Status, frozenset[Status]] = {
     Status.RUNNING: _ENDINGS | {Status.WAITING, Status.SUSPENDED, Status.COMPENSATING},
     Status.WAITING: _ENDINGS | {Status.RUNNING, Status.SUSPENDED, Status.COMPENSATING},
+    # By request only: what its host still records of a suspended process changes what will be
+    # resumed, and not that it is suspended.
     Status.SUSPENDED: frozenset(
-        {Status.RUNNING, Status.WAITING, Status.CANCELLED, Status.TERMINATED}
+        {
+            Status.RUNNING,
+            Status.WAITING,
+            Status.COMPENSATING,
+            Status.CANCELLED,
+            Status.TERMINATED,
+        }
     ),
     # Once compensation has begun the process can no longer complete.
     Status.COMPENSATING: frozenset(
