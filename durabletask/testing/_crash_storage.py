@@ -14,6 +14,8 @@ from typing import Any, NoReturn, TypeVar
 from durabletask.errors import StorageUnavailableError, StorageUnknownError
 from durabletask.storage import (
     Claims,
+    Control,
+    Controlled,
     Created,
     Delivered,
     Hints,
@@ -125,6 +127,11 @@ class CrashingStorage:
             "deliver", about, events, lambda: self._storage.deliver(events, mailbox_max=mailbox_max)
         )
 
+    async def request(self, controls: Sequence[Control]) -> Sequence[Controlled]:
+        """Ask something of processes; see `ProcessStorage`."""
+        about = ", ".join(f"{each.process_id}: {each.action}" for each in controls)
+        return await self._call("request", about, controls, lambda: self._storage.request(controls))
+
     async def read(
         self, process_ids: Sequence[str], *, history: bool = False
     ) -> Sequence[Snapshot | None]:
@@ -225,4 +232,10 @@ def _unit_text(unit: Unit) -> str:
         parts.append(f"ending {unit.ending.status}")
     if unit.leave is not None:
         parts.append(f"leave {unit.leave}")
+    parts += [f"spawn {child.process_id!r}" for child in unit.spawns]
+    parts += [f"send {event.name!r} to {event.process_id!r}" for event in unit.sends]
+    if unit.meets_cancel:
+        parts.append("meets cancel")
+    if unit.restart is not None:
+        parts.append("restart")
     return f"{unit.process_id}: {', '.join(parts)}"

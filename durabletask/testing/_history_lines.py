@@ -2,6 +2,8 @@
 
 from durabletask._model import (
     Claims,
+    Control,
+    Controlled,
     Created,
     Delivered,
     NewEvent,
@@ -15,10 +17,14 @@ from durabletask.testing._history_records import (
     Create,
     Deliver,
     Phase,
+    Request,
+    Sent,
+    Spawn,
     Taken,
     creation_digest,
     digest,
     ending_text,
+    parent_text,
     write_of,
 )
 
@@ -82,6 +88,39 @@ def delivered_line(answer: Delivered) -> Deliver:
     )
 
 
+def request_line(control: Control) -> Request:
+    """Return what is asked of a process."""
+    return Request(
+        phase=Phase.INVOKE,
+        process_id=control.process_id,
+        action=control.action,
+        request_id=control.request_id,
+        incarnation=control.incarnation,
+        epoch=control.epoch,
+        reason=digest(control.reason),
+        ending=ending_text(control.ending),
+        forgets=tuple((each.kind, each.key, each.index) for each in control.forget),
+        restores=control.restores,
+        status=control.status,
+    )
+
+
+def requested_line(answer: Controlled) -> Request:
+    """Return the answer to a request."""
+    row = answer.row
+    if answer.refused is not None or row is None:
+        return Request(phase=Phase.FAIL, why=answer.refused or "")
+    return Request(
+        phase=Phase.OK,
+        incarnation=row.incarnation,
+        generation=row.generation,
+        epoch=row.epoch,
+        reason="" if row.cancel_reason is None else digest(row.cancel_reason),
+        ending=ending_text(row.ending),
+        status=row.status,
+    )
+
+
 def taken_of(claims: Claims) -> tuple[Taken, ...]:
     """Return what a claim took."""
     return tuple(
@@ -109,8 +148,25 @@ def commit_line(unit: Unit, host_id: str) -> Commit:
         seq=unit.seq,
         writes=tuple(write_of(each) for each in unit.checkpoints),
         consumes=unit.consumes,
+        status=unit.status,
         ending=ending_text(unit.ending),
         left=unit.leave is not None,
+        spawns=tuple(_spawn_of(each) for each in unit.spawns),
+        sends=tuple(
+            Sent(each.process_id, each.event_id, each.name, digest(each.payload))
+            for each in unit.sends
+        ),
+        restart="" if unit.restart is None else digest(unit.restart),
+        meets_cancel=unit.meets_cancel,
+    )
+
+
+def _spawn_of(new: NewProcess) -> Spawn:
+    return Spawn(
+        new.process_id,
+        new.creation_id,
+        creation_digest(new.name, new.input),
+        parent_text(new.parent),
     )
 
 

@@ -20,6 +20,8 @@ from durabletask._errors import (
 )
 from durabletask._model import (
     Claims,
+    Control,
+    Controlled,
     Created,
     Delivered,
     Lease,
@@ -42,6 +44,8 @@ from durabletask.testing._history_lines import (
     deliver_line,
     delivered_line,
     phase_of,
+    request_line,
+    requested_line,
     taken_of,
 )
 from durabletask.testing._history_records import (
@@ -115,6 +119,14 @@ class RecordingStorage:
             [deliver_line(event) for event in events],
             lambda: self._storage.deliver(events, mailbox_max=mailbox_max),
             lambda answers: [delivered_line(each) for each in answers],
+        )
+
+    async def request(self, controls: Sequence[Control]) -> Sequence[Controlled]:
+        """Ask something of processes; see `ProcessStorage`."""
+        return await self._ask(
+            [request_line(control) for control in controls],
+            lambda: self._storage.request(controls),
+            lambda answers: [requested_line(each) for each in answers],
         )
 
     async def read(

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from durabletask._model import NO_INDEX, Checkpoint, Ending, Form, Kind
+from durabletask._model import NO_INDEX, Action, Checkpoint, Ending, Form, Kind, Parent, Status
 
 DIGEST_BYTES = 8  # of 64 bits: two of a million values are alike once in 37 million histories
 
@@ -119,12 +119,37 @@ class Claim(Operation, frozen=True, tag="claim"):
     taken: tuple[Taken, ...] = ()
 
 
+class Spawn(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A child that is created with a unit; the fields mean the same as those of a creation.
+
+    Attributes:
+        parent: `parent_text` of the call that spawns it.
+    """
+
+    process_id: str
+    creation_id: str
+    digest: str
+    parent: str = ""
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """An event that is sent with a unit; the fields mean the same as those of a delivery."""
+
+    process_id: str
+    event_id: str
+    name: str
+    digest: str
+
+
 class Commit(Operation, frozen=True, tag="commit"):
     """A unit is recorded.
 
     Attributes:
+        status: The status that the process is to have from then on, if it is to change.
         ending: Status and digest of the last word on the process, if it has one.
         left: Whether the process leaves its host without being at its end.
+        restart: Digest of the arguments with which it begins anew, if it does.
+        meets_cancel: Whether the request to cancel is met by it.
         held: In the answer: what the storage holds in place of the unit's own.
     """
 
@@ -133,9 +158,39 @@ class Commit(Operation, frozen=True, tag="commit"):
     seq: int = 0
     writes: tuple[Write, ...] = ()
     consumes: tuple[int, ...] = ()
+    status: Status | None = None
     ending: str = ""
     left: bool = False
+    spawns: tuple[Spawn, ...] = ()
+    sends: tuple[Sent, ...] = ()
+    restart: str = ""
+    meets_cancel: bool = False
     held: tuple[Write, ...] = ()
+
+
+class Request(Operation, frozen=True, tag="request"):
+    """Something is asked of a process from outside; the answer shows how it stands after that.
+
+    Attributes:
+        incarnation, epoch: Of a retry: those that were meant. In the answer: those of the row.
+        reason: Digest; in the answer that of the request to cancel, if there was one.
+        ending: As in `Commit`: what it may end with; in the answer what it has ended with.
+        forgets: (kind, key, index) of the checkpoints that a retry puts aside.
+        restores: Positions of the events that a retry puts back.
+        status: Of a retry: what the process goes on as. In the answer: its status.
+        generation: In the answer.
+    """
+
+    action: Action | None = None
+    request_id: str = ""
+    incarnation: int = 0
+    generation: int = 0
+    epoch: int = 0
+    reason: str = ""
+    ending: str = ""
+    forgets: tuple[tuple[Kind, str, int], ...] = ()
+    restores: tuple[int, ...] = ()
+    status: Status | None = None
 
 
 class Purge(Operation, frozen=True, tag="purge"):
@@ -177,7 +232,7 @@ class See(Operation, frozen=True, tag="see"):
 
 
 AnyOperation: TypeAlias = (
-    Create | Deliver | Claim | Commit | Purge | Renew | CloseLease | Execute | See
+    Create | Deliver | Claim | Commit | Request | Purge | Renew | CloseLease | Execute | See
 )
 
 
@@ -191,6 +246,14 @@ def ending_text(ending: Ending | None) -> str:
 def creation_digest(name: str, input: bytes) -> str:
     """Name what a process was created to do."""
     return digest(b"%s:%s" % (name.encode(), input))
+
+
+def parent_text(parent: Parent | None) -> str:
+    """Return what stands for the call that spawned a process; empty for none."""
+    if parent is None:
+        return ""
+    # Neither an id nor a key has a control character.
+    return f"{parent.process_id}\n{parent.incarnation}.{parent.generation}\n{parent.key}"
 
 
 class _Attempts(msgspec.Struct):

@@ -19,6 +19,8 @@ from durabletask import Limits, MemoryStorage, Process, ProcessClient, ProcessHo
 from durabletask.errors import DurableTaskError, StorageUnavailableError, StorageUnknownError
 from durabletask.storage import (
     FINISHED,
+    Control,
+    Controlled,
     Delivered,
     Lease,
     NewEvent,
@@ -80,6 +82,10 @@ class FaultyWire(Wire):
     async def deliver(self, events: Sequence[NewEvent], *, mailbox_max: int) -> Sequence[Delivered]:
         self._maybe_cut(partial(self.storage.deliver, events, mailbox_max=mailbox_max))
         return await super().deliver(events, mailbox_max=mailbox_max)
+
+    async def request(self, controls: Sequence[Control]) -> Sequence[Controlled]:
+        self._maybe_cut(partial(self.storage.request, controls))
+        return await super().request(controls)
 
     def _maybe_cut(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Cut a call off while it is on its way: it lands later, its sender dead or alive."""

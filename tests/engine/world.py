@@ -13,6 +13,8 @@ from durabletask import MemoryStorage, Process, ProcessHost, Status
 from durabletask.errors import ProcessQuarantinedError, StorageUnavailableError
 from durabletask.storage import (
     Claims,
+    Control,
+    Controlled,
     Created,
     Delivered,
     Lease,
@@ -94,6 +96,13 @@ class Wire:
         await self.before("deliver")
         answer = await self.storage.deliver(events, mailbox_max=mailbox_max)
         await self.after("deliver")
+        return answer
+
+    async def request(self, controls: Sequence[Control]) -> Sequence[Controlled]:
+        self.calls.append("request")
+        await self.before("request")
+        answer = await self.storage.request(controls)
+        await self.after("request")
         return answer
 
     async def read(
