@@ -77,21 +77,29 @@ class Commits:
         self._checked_s = -CHECK_PAUSE_S
         self.names: dict[int, str] = {}
 
-    async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
-        """Record units; see `ProcessStorage.commit`."""
+    async def commit(
+        self, lease: Lease, units: Sequence[Unit]
+    ) -> tuple[Sequence[UnitOutcome], Sequence[str]]:
+        """Record units; see `ProcessStorage.commit`.
+
+        Returns:
+            What that returns, and the ids of the processes that have left the host.
+        """
         if not units:
-            return []
+            return [], ()
         answers = [DONE] * len(units)
         if await self._record_steps(lease, units):
             self.told(lease, units[-1])
-            return answers
+            return answers, ()
         busy: set[int] = set()
         for places in rounds(units):
             await self._commit(lease, places, answers, busy)
+        left = []
         for unit, answer in zip(units, answers, strict=True):
             if leaves(unit, answer):
                 self.names.pop(unit.incarnation, None)
-        return answers
+                left.append(unit.process_id)
+        return answers, left
 
     def mark(self, lease: Lease) -> Mark | tuple[None, ...]:
         """Return what a host was told last."""

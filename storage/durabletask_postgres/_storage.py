@@ -39,7 +39,6 @@ from durabletask.storage import (
     Unit,
     UnitOutcome,
 )
-from durabletask_postgres._batch import leaves
 from durabletask_postgres._commits import Commits
 from durabletask_postgres._connections import Connections
 from durabletask_postgres._damage import Salvage
@@ -295,12 +294,7 @@ class PostgresStorage:
 
     async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
         """Record units of processes that the lease holds, in one go."""
-        answers = await self._commits.commit(lease, units)
-        left = [
-            unit.process_id
-            for unit, answer in zip(units, answers, strict=True)
-            if leaves(unit, answer)
-        ]
+        answers, left = await self._commits.commit(lease, units)
         if left:
             self._tell(left)
         return answers
