@@ -69,8 +69,8 @@ def nested(levels: int) -> Any:
 
 
 def ascii_id(part: object) -> str:
-    """Name a case; by its type where its text is long, or has an address and so never the same."""
-    if isinstance(part, int) or " at 0x" in (text := ascii(part)):
+    """Name a case; by its type where its text is long, or not the same in every process."""
+    if isinstance(part, int | set | frozenset) or " at 0x" in (text := ascii(part)):
         return type(part).__name__
     return text[:40]
 
