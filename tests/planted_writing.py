@@ -35,9 +35,9 @@ def no_fence(patch: pytest.MonkeyPatch) -> None:
     """C01: a fenced host writes as if nothing had happened, for whatever it held."""
     apply = ProcessState.apply
 
-    def unfenced(self: ProcessState, host_id: str, unit: Unit, now: datetime) -> UnitOutcome:
+    def unfenced(self: ProcessState, host_id: str, unit: Unit, *rest: Any) -> UnitOutcome:
         mine = msgspec.structs.replace(unit, epoch=self.epoch, seq=self.seq + 1)
-        return apply(self, self.owner or host_id, mine, now)
+        return apply(self, self.owner or host_id, mine, *rest)
 
     patch.setattr(Hosts, "holding", lambda _, lease: Host(lease.host_id, lease.label))
     patch.setattr(ProcessState, "apply", unfenced)
@@ -48,10 +48,10 @@ def fence_without_epoch(patch: pytest.MonkeyPatch) -> None:
     """C01: the host is checked but not the epoch, so its own late unit gets through."""
     apply = ProcessState.apply
 
-    def careless(self: ProcessState, host_id: str, unit: Unit, now: datetime) -> UnitOutcome:
+    def careless(self: ProcessState, host_id: str, unit: Unit, *rest: Any) -> UnitOutcome:
         if unit.epoch < self.epoch:
             unit = msgspec.structs.replace(unit, epoch=self.epoch, seq=self.seq + 1)
-        return apply(self, host_id, unit, now)
+        return apply(self, host_id, unit, *rest)
 
     patch.setattr(ProcessState, "apply", careless)
 
@@ -61,9 +61,9 @@ def incarnation_ignored(patch: pytest.MonkeyPatch) -> None:
     """G5: a unit for the purged process of that id is recorded in the new one."""
     apply = ProcessState.apply
 
-    def careless(self: ProcessState, host_id: str, unit: Unit, now: datetime) -> UnitOutcome:
+    def careless(self: ProcessState, host_id: str, unit: Unit, *rest: Any) -> UnitOutcome:
         unit = msgspec.structs.replace(unit, incarnation=self.incarnation)
-        return apply(self, host_id, unit, now)
+        return apply(self, host_id, unit, *rest)
 
     patch.setattr(ProcessState, "apply", careless)
 
@@ -237,8 +237,8 @@ def own_value_returned(patch: pytest.MonkeyPatch) -> None:
     """C17: whoever came second is told that its value was recorded."""
     apply = ProcessState.apply
 
-    def lying(self: ProcessState, host_id: str, unit: Unit, now: datetime) -> UnitOutcome:
-        outcome = apply(self, host_id, unit, now)
+    def lying(self: ProcessState, host_id: str, unit: Unit, *rest: Any) -> UnitOutcome:
+        outcome = apply(self, host_id, unit, *rest)
         return DONE if outcome.held else outcome
 
     patch.setattr(ProcessState, "apply", lying)
@@ -262,12 +262,12 @@ def writes_after_the_end(patch: pytest.MonkeyPatch) -> None:
     """C27 S4.19: the last owner can still record after the final record."""
     apply = ProcessState.apply
 
-    def late(self: ProcessState, host_id: str, unit: Unit, now: datetime) -> UnitOutcome:
+    def late(self: ProcessState, host_id: str, unit: Unit, *rest: Any) -> UnitOutcome:
         if self.status in FINISHED and unit.epoch == self.epoch and unit.seq > self.seq:
             for each in unit.checkpoints:
                 self.record(each)
             return DONE
-        return apply(self, host_id, unit, now)
+        return apply(self, host_id, unit, *rest)
 
     patch.setattr(ProcessState, "apply", late)
 
@@ -275,13 +275,13 @@ def writes_after_the_end(patch: pytest.MonkeyPatch) -> None:
 @planted
 def end_deletes_the_history(patch: pytest.MonkeyPatch) -> None:
     """C28 S4.17: what has ended has no history any more."""
-    end = ProcessState._end
+    end = ProcessState.end
 
     def forget(self: ProcessState, *args: Any) -> None:
         end(self, *args)
         self.few, self.many = (), None
 
-    patch.setattr(ProcessState, "_end", forget)
+    patch.setattr(ProcessState, "end", forget)
 
 
 @planted
@@ -289,8 +289,8 @@ def unit_written_in_parts(patch: pytest.MonkeyPatch) -> None:
     """G11: checkpoints are written before the mailbox is looked at."""
     apply = ProcessState.apply
 
-    def in_parts(self: ProcessState, host_id: str, unit: Unit, now: datetime) -> UnitOutcome:
-        outcome = apply(self, host_id, unit, now)
+    def in_parts(self: ProcessState, host_id: str, unit: Unit, *rest: Any) -> UnitOutcome:
+        outcome = apply(self, host_id, unit, *rest)
         if outcome.refused is Refusal.NOT_IN_MAILBOX:
             for each in unit.checkpoints:
                 self.record(each)
@@ -304,8 +304,8 @@ def event_taken_before_the_record(patch: pytest.MonkeyPatch) -> None:
     """C30: the event leaves the mailbox although its checkpoint was overtaken."""
     apply = ProcessState.apply
 
-    def two_steps(self: ProcessState, host_id: str, unit: Unit, now: datetime) -> UnitOutcome:
-        outcome = apply(self, host_id, unit, now)
+    def two_steps(self: ProcessState, host_id: str, unit: Unit, *rest: Any) -> UnitOutcome:
+        outcome = apply(self, host_id, unit, *rest)
         if outcome.held and self.mailbox is not None:
             for position in unit.consumes:
                 if position in self.mailbox.unconsumed:
@@ -339,12 +339,12 @@ def repeats_are_applied(patch: pytest.MonkeyPatch) -> None:
     """DESIGN 5: nothing knows that a unit was applied before."""
     apply = ProcessState.apply
 
-    def again(self: ProcessState, host_id: str, unit: Unit, now: datetime) -> UnitOutcome:
+    def again(self: ProcessState, host_id: str, unit: Unit, *rest: Any) -> UnitOutcome:
         if unit.epoch == self.epoch and unit.seq <= self.seq and self.owner == host_id:
             for each in unit.checkpoints:
                 if each.replaces:
                     self.record(msgspec.structs.replace(each, epoch=self.epoch, seq=unit.seq))
-        return apply(self, host_id, unit, now)
+        return apply(self, host_id, unit, *rest)
 
     patch.setattr(ProcessState, "apply", again)
 

@@ -27,6 +27,8 @@ from durabletask.testing._conformance.events import EventConformance  # noqa: E4
 from durabletask.testing._conformance.leases import LeaseConformance  # noqa: E402
 from durabletask.testing._conformance.lists import ListConformance  # noqa: E402
 from durabletask.testing._conformance.reopen import ReopenConformance  # noqa: E402
+from durabletask.testing._conformance.request_table import RequestTableConformance  # noqa: E402
+from durabletask.testing._conformance.requests import RequestConformance  # noqa: E402
 from durabletask.testing._conformance.status import StatusConformance  # noqa: E402
 from durabletask.testing._conformance.transactions import TransactionConformance  # noqa: E402
 from durabletask.testing._conformance.values import ValueConformance  # noqa: E402
@@ -46,5 +48,7 @@ class StorageConformance(
     ReopenConformance,
     BusyConformance,
     TransactionConformance,
+    RequestConformance,
+    RequestTableConformance,
 ):
     """Every promise of the seam; override `open_storage`, and `reopen` where data stays."""

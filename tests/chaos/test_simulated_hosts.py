@@ -197,12 +197,12 @@ def unfenced(plant: pytest.MonkeyPatch) -> None:
     """C01: nobody looks whose lease and which epoch it is; what comes is recorded as it is."""
     apply = ProcessState.apply
 
-    def careless(self: ProcessState, host_id: str, unit: Unit, now: datetime) -> UnitOutcome:
+    def careless(self: ProcessState, host_id: str, unit: Unit, *rest: Any) -> UnitOutcome:
         mine = self.epoch, self.seq, self.owner
         self.epoch, self.owner = unit.epoch, host_id
         if unit.epoch != mine[0]:
             self.seq = unit.seq - 1
-        outcome = apply(self, host_id, unit, now)
+        outcome = apply(self, host_id, unit, *rest)
         if unit.epoch != mine[0]:
             self.epoch, self.seq, self.owner = mine
         return outcome

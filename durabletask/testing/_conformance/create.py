@@ -10,6 +10,7 @@ from durabletask.errors import LeaseLostError
 from durabletask.storage import (
     DONE,
     NO_INDEX,
+    Action,
     Form,
     Kind,
     NewProcess,
@@ -204,9 +205,9 @@ class CreationConformance(ConformanceBase):
             await w.done(
                 lease,
                 unit(waiting, 1, status=Status.WAITING),
-                unit(suspended, 1, status=Status.SUSPENDED),
                 unit(bad, 1, ending=QUARANTINE),
             )
+            await w.ask("s", Action.SUSPEND)
             before = await w.everything()
             ids = [row.process_id for row in (live, waiting, suspended, bad)]
             answers = await w.storage.create(

@@ -9,6 +9,7 @@ import pytest
 
 from durabletask.errors import LeaseLostError
 from durabletask.storage import (
+    Action,
     Checkpoint,
     Ending,
     Form,
@@ -80,8 +81,8 @@ class ReopenConformance(ConformanceBase):
             unit(rows[2], 1, step("a"), ending=QUARANTINE),
             unit(rows[3], 1, status=Status.WAITING, wake_at=later, leave=Leave.PARKED),
             unit(rows[4], 1, ending=FINISH),
-            unit(rows[5], 1, status=Status.SUSPENDED),
         )
+        await w.ask("sus", Action.SUSPEND, reason=b'"why"')
         await w.storage.purge(["gone"])
 
     @needs(reopen=True)

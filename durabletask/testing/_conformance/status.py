@@ -5,6 +5,7 @@ from datetime import timedelta
 from durabletask.storage import (
     DONE,
     FINISHED,
+    Action,
     Ending,
     Form,
     Kind,
@@ -25,7 +26,7 @@ from durabletask.testing._conformance.world import (
     unit,
 )
 
-LIVE = (Status.RUNNING, Status.WAITING, Status.SUSPENDED, Status.COMPENSATING)
+LIVE = (Status.RUNNING, Status.WAITING, Status.COMPENSATING)
 ENDINGS = (*sorted(FINISHED), Status.QUARANTINED)
 
 
@@ -223,7 +224,7 @@ class StatusConformance(ConformanceBase):
             assert [each.event_id for each in snapshot.events] == ["e1", "e2"]
 
     async def test_status_is_no_back_door_to_an_end(self) -> None:
-        """A finished status without an ending, or an ending that is none, is refused."""
+        """A finished status or SUSPENDED by a unit, or an ending that is none, is refused."""
         async with self.world() as w:
             lease = await w.host()
             row = await w.held("p", lease)
@@ -233,6 +234,8 @@ class StatusConformance(ConformanceBase):
                 unit(row, 1, status=Status.COMPLETED),
                 unit(row, 2, status=Status.QUARANTINED),
                 unit(row, 3, ending=Ending(Status.WAITING, Form.VALUE, b"1")),
+                unit(row, 4, status=Status.SUSPENDED),
+                unit(row, 5, ending=Ending(Status.SUSPENDED, Form.VALUE, b"1")),
             )
             assert {each.refused for each in outcomes} == {Refusal.ILLEGAL_TRANSITION}
             assert await w.everything() == before
@@ -246,8 +249,9 @@ class StatusConformance(ConformanceBase):
             await w.done(
                 lease,
                 unit(row, 1, status=Status.WAITING, wake_at=wake_at),
-                unit(row, 2, status=Status.SUSPENDED, leave=Leave.PARKED),
+                unit(row, 2, leave=Leave.PARKED),
             )
+            await w.ask("p", Action.SUSPEND)
             await w.sent(event("p", "e1"))
             await w.rest(lease, 5)
             claims = await w.claim(lease)

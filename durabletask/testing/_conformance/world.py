@@ -12,17 +12,22 @@ from typing import Any, Protocol, TypeVar
 from durabletask.storage import (
     DONE,
     NO_INDEX,
+    Action,
     Checkpoint,
     Claimed,
     Claims,
+    Control,
+    Controlled,
     Created,
     Delivered,
     Ending,
+    Event,
     Form,
     Kind,
     Lease,
     NewEvent,
     NewProcess,
+    Parent,
     ProcessRow,
     ProcessStorage,
     Query,
@@ -40,6 +45,9 @@ NAME = "order"
 MAILBOX_MAX = 100
 FINISH = Ending(Status.COMPLETED, Form.VALUE, b'"finished"')
 QUARANTINE = Ending(Status.QUARANTINED, Form.ERROR, b'{"type":"KeyConflictError"}')
+FAIL = Ending(Status.FAILED, Form.ERROR, b'{"type":"ValueError"}')
+TERMINATE = Ending(Status.TERMINATED, Form.ERROR, b'{"type":"ProcessTerminatedError"}')
+CANCEL = Ending(Status.CANCELLED, Form.ERROR, b'{"type":"ProcessCancelledError"}')
 
 
 class Suite(Protocol):
@@ -154,6 +162,16 @@ def event(process_id: str, event_id: str, payload: bytes = b"null", name: str = 
     return NewEvent(process_id=process_id, event_id=event_id, name=name, payload=payload)
 
 
+def parent_of(row: ProcessRow, key: str = "child") -> Parent:
+    """Return a durable call of a process that spawns."""
+    return Parent(row.process_id, row.incarnation, row.generation, key)
+
+
+def child(row: ProcessRow, process_id: str, key: str = "child", **fields: Any) -> NewProcess:
+    """Return a child of a process to spawn."""
+    return new(process_id, **{"parent": parent_of(row, key), **fields})
+
+
 def made(created: Created) -> ProcessRow:
     """Return the process of a creation that was not refused."""
     assert created.row is not None
@@ -181,6 +199,7 @@ class World:
         self.clock = clock
         self._suite = suite
         self._claims = 0
+        self._requests = 0
 
     # --- hosts ---------------------------------------------------------------------------
 
@@ -277,6 +296,34 @@ class World:
     async def sent(self, *events: NewEvent) -> None:
         """Deliver events in one batch; all are taken."""
         assert [each.refused for each in await self.send(*events)] == [None] * len(events)
+
+    def control(self, process_id: str, action: Action, **fields: Any) -> Control:
+        """Return a request under a new id, with the ending that goes with its action."""
+        self._requests += 1
+        ending = {Action.CANCEL: CANCEL, Action.TERMINATE: TERMINATE}.get(action)
+        rest = {"request_id": f"request-{self._requests}", "ending": ending}
+        return Control(process_id=process_id, action=action, **{**rest, **fields})
+
+    async def request(self, *controls: Control) -> list[Controlled]:
+        """Make requests in one batch."""
+        return list(await self.storage.request(controls))
+
+    async def ask(self, process_id: str, action: Action, **fields: Any) -> ProcessRow:
+        """Make one request, which is granted; return the process as the answer shows it."""
+        (answer,) = await self.request(self.control(process_id, action, **fields))
+        assert answer.refused is None, (process_id, action, answer.refused)
+        assert answer.row is not None
+        assert answer.row == await self.row(process_id)
+        return answer.row
+
+    async def retry(self, row: ProcessRow, **fields: Any) -> ProcessRow:
+        """Retry a process as its caller has read it."""
+        read = {"incarnation": row.incarnation, "epoch": row.epoch}
+        return await self.ask(row.process_id, Action.RETRY, **{**read, **fields})
+
+    async def mailbox(self, process_id: str) -> list[Event]:
+        """Return the unconsumed events of a process that exists."""
+        return [each for each in (await self.history(process_id)).events if not each.consumed]
 
     # --- reading -------------------------------------------------------------------------
 
