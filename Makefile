@@ -1,6 +1,8 @@
 # Every target sets up .venv by itself; the second time that costs nothing.
 # Needed: Python 3.11 or newer (make PYTHON=python3.12 …) and a package index.
 # Extra arguments for pytest: make test ARGS="-k journal -x"
+# The tests run in as many processes as there are cores; those chosen by -k or :: in one, and all
+# with ARGS="-n 0", for a debugger or to read what they print as it comes.
 # The tests start a Postgres of their own; DURABLETASK_TEST_POSTGRES=<dsn of a superuser> names
 # another one, DURABLETASK_POSTGRES_BIN=<folder> other programs, and with
 # DURABLETASK_TEST_PGBOUNCER=<program> the tests of poolers run with the real one too.
@@ -9,6 +11,9 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin/python
 READY := .venv/.ready
+# Each worker begins with neighbours, whose fixtures are started once, and takes over half of what
+# is left to another one when it has nothing more to do.
+PYTEST := $(BIN) -m pytest -n logical --dist worksteal
 
 .PHONY: help demo test check bench bench-dbos soak clean
 
@@ -25,13 +30,13 @@ demo: $(READY)
 	@$(BIN) -m samples.demo
 
 test: $(READY)
-	$(BIN) -m pytest -m 'not soak' $(ARGS)
+	$(PYTEST) -m 'not soak' $(ARGS)
 
 check: $(READY)
 	$(BIN) -m ruff format --check .
 	$(BIN) -m ruff check .
 	$(BIN) -m mypy
-	$(BIN) -m pytest -m 'not soak' $(ARGS)
+	$(PYTEST) -m 'not soak' $(ARGS)
 	.ci/installed $(PYTHON) $(ARGS)
 
 bench: $(READY)

@@ -1,0 +1,18 @@
+"""How many processes the tests run in, where the Makefile leaves it to pytest."""
+
+import os
+
+import pytest
+
+from tests.postgres.server import VARIABLE
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Return 0, for all in one process, or None for a worker on each core.
+
+    Tests that are chosen by name have run before a second worker has collected all there are. A
+    server that is named is one for all workers, and some tests look at all of its sessions.
+    """
+    by_name = config.option.keyword or any("::" in each for each in config.args)
+    return 0 if by_name or os.environ.get(VARIABLE) else None
