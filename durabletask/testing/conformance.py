@@ -29,6 +29,8 @@ from durabletask.testing._conformance.lists import ListConformance  # noqa: E402
 from durabletask.testing._conformance.reopen import ReopenConformance  # noqa: E402
 from durabletask.testing._conformance.request_table import RequestTableConformance  # noqa: E402
 from durabletask.testing._conformance.requests import RequestConformance  # noqa: E402
+from durabletask.testing._conformance.restart import RestartConformance  # noqa: E402
+from durabletask.testing._conformance.retry import RetryConformance  # noqa: E402
 from durabletask.testing._conformance.status import StatusConformance  # noqa: E402
 from durabletask.testing._conformance.transactions import TransactionConformance  # noqa: E402
 from durabletask.testing._conformance.values import ValueConformance  # noqa: E402
@@ -48,6 +50,8 @@ class StorageConformance(
     ReopenConformance,
     BusyConformance,
     TransactionConformance,
+    RetryConformance,
+    RestartConformance,
     RequestConformance,
     RequestTableConformance,
 ):
