@@ -2,7 +2,7 @@
 
 from durabletask._client import ProcessClient
 from durabletask._clock import Clock, SystemClock
-from durabletask._durable_call import DurableCall
+from durabletask._durable_call import DurableCall, DurableWait
 from durabletask._handle import ProcessHandle
 from durabletask._host import ProcessHost
 from durabletask._info import HistoryEntry, ProcessInfo, WaitInfo
@@ -12,6 +12,7 @@ from durabletask._model import Status
 from durabletask._observe import Observer, ProcessChange, StepChange
 from durabletask._process import Process
 from durabletask._process_waits import DelayResult, EventStream
+from durabletask._race import RaceResult
 from durabletask._retry import RetryPolicy
 from durabletask._steps import Step, current_step
 from durabletask._variable import Var
@@ -20,6 +21,7 @@ __all__ = [
     "Clock",
     "DelayResult",
     "DurableCall",
+    "DurableWait",
     "EventStream",
     "HistoryEntry",
     "Limits",
@@ -31,6 +33,7 @@ __all__ = [
     "ProcessHandle",
     "ProcessHost",
     "ProcessInfo",
+    "RaceResult",
     "RetryPolicy",
     "Status",
     "Step",

@@ -1,10 +1,12 @@
 """The object that every durable call returns, and what the groups of calls have in common."""
 
+import inspect
 from collections.abc import Coroutine, Generator
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
+from durabletask._branch import Branch, Branches
 from durabletask._errors import InvalidArgumentError
 from durabletask._model import Kind
 from durabletask._run import Run
@@ -53,6 +55,27 @@ class DurableCall(Coroutine[Any, Any, T_co]):
     def close(self) -> None:
         """Give the call up; for the event loop."""
         self._body.close()
+
+
+class DurableWait(DurableCall[T_co]):
+    """A durable call that waits; await it, or give it to `Process.race` as a branch.
+
+    Attributes:
+        branch: What a race is to know of it.
+    """
+
+    __slots__ = ("branch",)
+
+    def __init__(
+        self, kind: Kind, key: str, body: Coroutine[Any, Any, T_co], branch: Branch | Branches
+    ) -> None:
+        super().__init__(kind, key, body)
+        self.branch = branch
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it was awaited, scheduled, closed or made a branch before."""
+        return inspect.getcoroutinestate(self._body) != inspect.CORO_CREATED
 
 
 class Calls:

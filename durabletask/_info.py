@@ -10,7 +10,17 @@ import msgspec
 from durabletask._codec import Shape
 from durabletask._errors import DecodeError
 from durabletask._failure import Failures
-from durabletask._model import Checkpoint, Ending, Event, Form, Kind, ProcessRow, Snapshot, Status
+from durabletask._model import (
+    NO_INDEX,
+    Checkpoint,
+    Ending,
+    Event,
+    Form,
+    Kind,
+    ProcessRow,
+    Snapshot,
+    Status,
+)
 from durabletask._notes import CancelNote, EventNote, RetryNote, WaitNote
 
 
@@ -19,10 +29,11 @@ class WaitInfo:
     """What a process waits for.
 
     Attributes:
-        kind: "event", "delay" or "retry".
+        kind: "event", "delay", "race" or "retry"; "timeout" for an open `proc.timeout`.
         key: Of the durable call.
         name: Of the event, or None.
         due_at: When the wait is over by itself, if ever.
+        branches: What a race waits for, in order; of nested races what is in them.
     """
 
     kind: str
@@ -30,6 +41,7 @@ class WaitInfo:
     index: int
     name: str | None
     due_at: datetime | None
+    branches: tuple["WaitInfo", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +189,12 @@ def open_waits(checkpoints: Iterable[Checkpoint]) -> Iterator[WaitInfo]:
         slot = (held.key, held.index)
         if held.kind is Kind.WAIT:
             note = msgspec.json.decode(held.payload, type=WaitNote)
-            kind = "event" if note.name else "delay"
-            waits[slot] = WaitInfo(kind, *slot, note.name or None, note.due_at)
+            kind = (note.kind or (Kind.EVENT if note.name else Kind.DELAY)).value
+            branches = tuple(
+                WaitInfo(each.kind.value, each.path[-1], NO_INDEX, each.name or None, each.due_at)
+                for each in note.branches
+            )
+            waits[slot] = WaitInfo(kind, *slot, note.name or None, note.due_at, branches)
         elif held.kind is Kind.RETRY:
             due_at = msgspec.json.decode(held.payload, type=RetryNote).due_at
             waits[slot] = WaitInfo("retry", *slot, None, due_at)

@@ -219,20 +219,28 @@ class Lifecycle:
             note: The record that the wait has begun, unless there is one already.
         """
         self.waiting += 1
+        self.keep(due_at, future)
+        if note is not None:
+            self.submit((note,))
+        elif self._phase is Phase.OPEN:
+            self.services.writer.mark(self)
+
+    def keep(self, due_at: datetime | None, future: "asyncio.Future[Any]") -> None:
+        """Let an interrupt end `future`, and its due time wake the process, without waiting."""
         if self._wait is None:
             self._wait, self._wait_due_at = future, due_at
         else:
             if self._waits is None:
                 self._waits = {}
             self._waits[future] = due_at
-        if note is not None:
-            self.submit((note,))
-        elif self._phase is Phase.OPEN:
-            self.services.writer.mark(self)
 
     def wait_ended(self, future: "asyncio.Future[Any]") -> None:
         """Take note that a wait is over."""
         self.waiting -= 1
+        self.drop(future)
+
+    def drop(self, future: "asyncio.Future[Any]") -> None:
+        """Forget what was kept."""
         if future is self._wait:
             self._wait = self._wait_due_at = None
         elif self._waits is not None:

@@ -53,15 +53,23 @@ class Mailbox:
 
     def leave(self, name: str, waiter: "_Waiter") -> None:
         """End a wait without an event; one that it was handed goes back to the front."""
+        self.step_out(name, waiter)
+        if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+            handed = waiter.result()
+            if handed is not None:
+                self.give_back(handed)
+
+    def give_back(self, event: Event) -> None:
+        """Put an event that was taken and is not wanted back to the front."""
+        self._hand_out(event, first=True)
+
+    def step_out(self, name: str, waiter: "_Waiter") -> None:
+        """Take a wait out of one line; it keeps what it was handed."""
         if self._only is not None and self._only[1] is waiter:
             self._only = None
         elif self._line is not None and waiter in self._line.get(name, ()):
             self._line[name].remove(waiter)
             self._shorten(name)
-        if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-            handed = waiter.result()
-            if handed is not None:
-                self._hand_out(handed, first=True)
 
     def _hand_out(self, event: Event, *, first: bool = False) -> None:
         waiter = self._next_waiter(event.name)

@@ -4,6 +4,8 @@ from datetime import datetime
 
 import msgspec
 
+from durabletask._model import Kind
+
 
 class WaitNote(msgspec.Struct, frozen=True, omit_defaults=True):
     """A wait began.
@@ -11,10 +13,50 @@ class WaitNote(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         name: Of the event waited for; empty for a delay.
         due_at: When it is over by itself, if ever.
+        kind: Of the call; not given for an event and a delay, which `name` tells apart.
+        branches: Of a race: what it waits for, in order; of nested races what is in them.
     """
 
     name: str = ""
     due_at: datetime | None = None
+    kind: Kind | None = None
+    branches: tuple["BranchNote", ...] = ()
+
+
+class BranchNote(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one branch of a race waits for.
+
+    Attributes:
+        path: The keys of the nested races around it, outermost first, and its own.
+        kind: Of the call that is the branch.
+        name: Of the event that ends it; empty if none does.
+        due_at: When it is over by itself, if ever.
+    """
+
+    path: tuple[str, ...]
+    kind: Kind
+    name: str = ""
+    due_at: datetime | None = None
+
+
+class RaceNote(msgspec.Struct, frozen=True):
+    """A race is over.
+
+    Attributes:
+        path: Of the branch that won, as in `BranchNote`.
+        kind: Of the call that is this branch.
+        outcome: What the call would have recorded by itself.
+    """
+
+    path: tuple[str, ...]
+    kind: Kind
+    outcome: msgspec.Raw
+
+
+class TimeoutNote(msgspec.Struct, frozen=True):
+    """A timeout was left: because its time was over, or before."""
+
+    expired: bool
 
 
 class RetryNote(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -34,10 +76,15 @@ class RetryNote(msgspec.Struct, frozen=True, omit_defaults=True):
     errors: tuple[msgspec.Raw, ...] = ()
 
 
-class CancelNote(msgspec.Struct, frozen=True):
-    """User code cancelled a durable call, so long after the run had begun."""
+class CancelNote(msgspec.Struct, frozen=True, omit_defaults=True):
+    """User code cancelled a durable call, so long after the run had begun.
+
+    Attributes:
+        by: The key of the durable timeout whose time was over, if it was one.
+    """
 
     after_s: float
+    by: str = ""
 
 
 class EventNote(msgspec.Struct, frozen=True, array_like=True):

@@ -1,4 +1,4 @@
-"""The durable calls that wait: delays and events.
+"""The durable calls that wait: delays, events, races, and timeouts around any of them.
 
 A thin face: it checks arguments, makes the call object and hands over.
 """
@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar, cast, overload
 
+import durabletask._race as _race
 import durabletask._waits as _waits
+from durabletask._branch import Branches, DelayBranch, EventBranch
 from durabletask._codec import ANY, Shape
-from durabletask._durable_call import Calls, DurableCall, checked_seconds
+from durabletask._durable_call import Calls, DurableWait, checked_seconds
 from durabletask._errors import InvalidArgumentError
 from durabletask._limits import check_name
 from durabletask._model import NO_INDEX, Kind
+from durabletask._notes import DelayNote
 from durabletask._run import Run
+from durabletask._timeout import DurableTimeout
 
 T = TypeVar("T")
 
@@ -54,11 +58,11 @@ class EventStream(Generic[T]):
 
 
 class WaitCalls(Calls):
-    """What a process waits for: `delay`, `event`, `events`."""
+    """What a process waits for: `delay`, `event`, `events`, `race`; and `timeout`."""
 
     __slots__ = ()
 
-    def delay(self, key: str, until: timedelta | datetime) -> DurableCall[DelayResult]:
+    def delay(self, key: str, until: timedelta | datetime) -> DurableWait[DelayResult]:
         """Wait, for as long as you like, and never less.
 
         The due time is fixed by the first call and survives restarts. Zero,
@@ -80,7 +84,8 @@ class WaitCalls(Calls):
                 f"delay {key!r} takes a timedelta or a datetime, not {until!r}",
                 hint="timedelta(seconds=…)",
             )
-        return DurableCall(Kind.DELAY, key, _delay(self._run, key, until))
+        branch = DelayBranch(self._run, until, _result)
+        return DurableWait(Kind.DELAY, key, _delay(self._run, key, until), branch)
 
     @overload
     def event(
@@ -90,11 +95,11 @@ class WaitCalls(Calls):
         *,
         key: str | None = None,
         timeout: timedelta | float | None = None,
-    ) -> DurableCall[T]: ...
+    ) -> DurableWait[T]: ...
     @overload
     def event(
         self, name: str, *, key: str | None = None, timeout: timedelta | float | None = None
-    ) -> DurableCall[Any]: ...
+    ) -> DurableWait[Any]: ...
     def event(
         self,
         name: str,
@@ -102,7 +107,7 @@ class WaitCalls(Calls):
         *,
         key: str | None = None,
         timeout: timedelta | float | None = None,
-    ) -> DurableCall[Any]:
+    ) -> DurableWait[Any]:
         """Take the oldest event of a name that nobody has taken, or wait for one.
 
         Args:
@@ -123,7 +128,8 @@ class WaitCalls(Calls):
         )
         key = name if key is None else check_name("key", key)
         call = _waits.event(self._run, name, shape, key, NO_INDEX, limit)
-        return DurableCall(Kind.EVENT, key, call)
+        branch = EventBranch(self._run, name, shape, limit is not None)
+        return DurableWait(Kind.EVENT, key, call, branch)
 
     @overload
     def events(self, name: str, type: type[T]) -> EventStream[T]: ...
@@ -139,7 +145,67 @@ class WaitCalls(Calls):
             self._run, check_name("event name", name), self._run.services.codec.shape(type)
         )
 
+    def race(self, key: str, *branches: DurableWait[Any]) -> DurableWait[_race.RaceResult]:
+        """Wait for the first of several events, delays, children and races.
+
+        The branches record nothing. Which one won, what it took and the due
+        times are one record of the race, so a resumed run takes the same
+        branch; the others consume nothing. Of those that are over at the same
+        look the first in order wins.
+
+            approved = proc.event("approved", Approval)
+            deadline = proc.delay("deadline", timedelta(days=2))
+            first = await proc.race("decision", approved, deadline)
+            if first.won(approved):
+                return first.of(approved).by
+
+        Args:
+            key: Names the race within the process.
+            *branches: 1 to 1,000 durable calls, made for this race and not
+                awaited. Their keys differ from each other, and count within
+                this race only: they may be used again outside it.
+
+        Raises:
+            InvalidArgumentError: At once: a step, something awaited before, or
+                an event with a `timeout=`, for which there is `delay`.
+        """
+        check_name("key", key)
+        calls = _race.checked(self._run, key, branches)
+        body = _race.race(self._run, key, calls)
+        return DurableWait(Kind.RACE, key, body, Branches(self._run, calls))
+
+    def timeout(self, key: str, limit: timedelta | float) -> DurableTimeout:
+        """Bound what runs in an `async with`; a durable `asyncio.timeout`.
+
+        The deadline is fixed by the first run and survives restarts. When it
+        has come, the task that entered is cancelled, durable calls that it
+        awaits record that, and the `async with` raises TimeoutError; so in
+        every later run, at the same call. Where no host ran at the deadline,
+        the first call that is not recorded yet does not begin.
+
+            async with proc.timeout("decide", timedelta(days=2)):
+                votes = await asyncio.gather(*(proc.event(f"vote/{name}") for name in names))
+
+        Args:
+            key: Names the timeout within the process.
+            limit: How long; `timedelta` or seconds. With zero and less no new
+                call begins.
+
+        Raises:
+            TimeoutError: From the `async with`. A class of Python's own, as
+                that of `asyncio.timeout`.
+        """
+        check_name("key", key)
+        if not isinstance(limit, timedelta):
+            seconds = checked_seconds("timeout", limit, timedelta.min.total_seconds())
+            limit = timedelta(seconds=seconds)
+        return DurableTimeout(self._run, key, limit)
+
 
 async def _delay(run: Run, key: str, until: timedelta | datetime) -> DelayResult:
     note = await _waits.delay(run, key, until)
+    return _result(note)
+
+
+def _result(note: DelayNote) -> DelayResult:
     return DelayResult(note.desired_at, note.actual_at, note.on_time)

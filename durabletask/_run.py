@@ -15,6 +15,7 @@ import msgspec
 import durabletask._notes as _notes
 from durabletask._caller import check_caller
 from durabletask._codec import Shape
+from durabletask._deadline import due_at_new_call, fire_again, fired
 from durabletask._errors import (
     DecodeError,
     LimitExceededError,
@@ -37,11 +38,13 @@ RELIVE_GRACE_S = 60.0
 class Run(Lifecycle):
     """One process in memory, in one epoch, with what its durable calls record and recall."""
 
-    __slots__ = ("_overtaken",)
+    __slots__ = ("_overtaken", "deadlines")
 
     def __init__(self, services: Services, claimed: Claimed, retry: RetryPolicy | None) -> None:
         super().__init__(services, claimed, retry)
         self._overtaken: dict[asyncio.Task[Any], int] | None = None
+        self.deadlines = 0
+        """Durable timeouts in which the next new call must be looked at before it begins."""
 
     # --- may a call begin, and what is recorded -------------------------------------------
 
@@ -51,9 +54,12 @@ class Run(Lifecycle):
         Raises:
             ProcessInterrupted: The run unwinds.
             WrongContextError: The process function has ended.
-            CancelledError: A cancellation that a result had overtaken is met here.
+            CancelledError: A cancellation that a result had overtaken is met here, or the
+                end of a durable timeout that had come while nothing ran.
         """
         await self.stay_open(key)
+        if self.deadlines:
+            await self._meet_deadline(kind, key, index)
         await self._meet_overtaken(kind, key, index)
 
     def ask(self, kind: Kind, key: str, index: int = NO_INDEX) -> Checkpoint | None:
@@ -72,6 +78,12 @@ class Run(Lifecycle):
         if held is None and len(journal.slots) >= self.services.limits.steps_warn:
             self.check_steps(len(journal.slots))
         return held
+
+    def regate(self) -> None:
+        """Let calls begin at once again, unless there is still something to look at before."""
+        self.gated = bool(
+            self._phase is not Phase.OPEN or self._overtaken is not None or self.deadlines
+        )
 
     def check_caller(self, key: str) -> None:
         """Refuse a call from another loop or thread, or from inside the body of a step."""
@@ -103,7 +115,10 @@ class Run(Lifecycle):
             if overtaken is None:
                 return
             note = overtaken
-        after_s = msgspec.json.decode(note.payload, type=_notes.CancelNote).after_s
+        noted = msgspec.json.decode(note.payload, type=_notes.CancelNote)
+        after_s = noted.after_s
+        if noted.by:
+            fire_again(self, noted.by)
         due_at = self.services.now() + timedelta(seconds=after_s + RELIVE_GRACE_S)
         try:
             await self.hold(due_at, self.services.timers.at(due_at))
@@ -215,7 +230,8 @@ class Run(Lifecycle):
 
     def _cancel_note(self, kind: Kind, key: str, index: int, form: Form) -> Checkpoint:
         after_s = max(self.services.monotonic_s() - self.begun_s, 0.0)
-        return Checkpoint(kind, key, index, form, _notes.encode(_notes.CancelNote(after_s)))
+        note = _notes.CancelNote(after_s, fired(self))
+        return Checkpoint(kind, key, index, form, _notes.encode(note))
 
     async def _overtake(self, key: str, index: int) -> None:
         """Take note, durably where it must be, that a result has overtaken a cancellation."""
@@ -235,6 +251,28 @@ class Run(Lifecycle):
             self.gated = True
         return task
 
+    async def _meet_deadline(self, kind: Kind, key: str, index: int) -> None:
+        """Let a durable timeout that is over take effect at the first new call in it."""
+        if not self.journal.is_new(key, index):
+            return
+        if kind is Kind.TIMEOUT and self.journal.has_begun(key, index):
+            return  # entered in time by an earlier run; it may be the first to be over
+        self.check_caller(key)
+        deadline = due_at_new_call(self, self.services.now())
+        if deadline is None:
+            return
+        deadline.fire()
+        try:
+            # What the timeout cancels is the task that entered it; this one perhaps by way of it.
+            await self.hold(None, deadline.when_left())
+        except ProcessInterrupted:
+            raise
+        except asyncio.CancelledError:
+            self.ask(kind, key, index)
+            await self.record_cancelled(kind, key, index)
+            raise
+        await self.stay_open(key)
+
     async def _meet_overtaken(self, kind: Kind, key: str, index: int) -> None:
         """Let a cancellation that a result overtook take effect at the task's next new call."""
         task = asyncio.current_task()
@@ -247,7 +285,7 @@ class Run(Lifecycle):
         del self._overtaken[task]
         if not self._overtaken:
             self._overtaken = None
-            self.gated = self._phase is not Phase.OPEN
+            self.regate()
         if met:
             self.ask(kind, key, index)
             await self.record_cancelled(kind, key, index)

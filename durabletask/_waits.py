@@ -1,6 +1,7 @@
 """Waits: a delay, an event. They begin with a record and end with one."""
 
 import asyncio
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -27,13 +28,13 @@ async def delay(run: Run, key: str, until: timedelta | datetime) -> DelayNote:
     if held is not None:
         await run.recall(held)
         return _delayed(run, held)
-    recorded = _recorded_wait(run, key, NO_INDEX)
-    due_at = recorded.due_at if recorded else _due(run, until)
-    if due_at is None or (recorded and recorded.name):
-        raise _changed(run, key, "a delay", "an event")
+    recorded = recorded_wait(run, key, NO_INDEX)
+    due_at = recorded.due_at if recorded else due(run, until)
+    if due_at is None or (recorded and kind_of(recorded) is not Kind.DELAY):
+        raise changed(run, key, "a delay", described(recorded))
     late = recorded is not None and run.begun_at is not None and due_at < run.begun_at
     if due_at > run.services.now():
-        note = None if recorded else _wait_note(key, NO_INDEX, WaitNote(due_at=due_at))
+        note = None if recorded else wait_note(key, NO_INDEX, WaitNote(due_at=due_at))
         timer = run.services.timers.at(due_at)
         run.wait_begins(due_at, timer, note)
         try:
@@ -57,17 +58,15 @@ async def event(
     held = run.ask(Kind.EVENT, key, index)
     if held is not None:
         await run.recall(held)
-        return _received(run, held, name, shape)
-    recorded = _recorded_wait(run, key, index)
+        return received(run, held, name, shape)
+    recorded = recorded_wait(run, key, index)
     if recorded is not None and recorded.name != name:
-        raise _changed(
-            run, key, f"event {name!r}", f"event {recorded.name!r}" if recorded.name else "a delay"
-        )
-    due_at = recorded.due_at if recorded else (None if timeout is None else _due(run, timeout))
+        raise changed(run, key, f"event {name!r}", described(recorded))
+    due_at = recorded.due_at if recorded else (None if timeout is None else due(run, timeout))
     taken = run.mailbox.take(name)
     if taken is None and (due_at is None or due_at > run.services.now()):
-        note = None if recorded else _wait_note(key, index, WaitNote(name=name, due_at=due_at))
-        waiter = _in_line(run, name, due_at)
+        note = None if recorded else wait_note(key, index, WaitNote(name=name, due_at=due_at))
+        waiter = in_line(run, (name,), due_at)
         run.wait_begins(due_at, waiter, note)
         del note
         try:
@@ -86,32 +85,36 @@ async def event(
         held = await run.record(Checkpoint(Kind.EVENT, key, index, Form.ERROR, payload))
     else:
         # Tried before it is consumed: an event that does not fit stays where it is.
-        value = _fit(run, taken, shape)
+        value = fit(run, taken, shape)
         payload = encode(EventNote(name, msgspec.Raw(taken.payload)))
         checkpoint = Checkpoint(Kind.EVENT, key, index, Form.VALUE, payload)
         held = await run.record(checkpoint, consumes=(taken.position,))
         if held is checkpoint:
             return value
-    return _received(run, held, name, shape)
+    return received(run, held, name, shape)
 
 
-def _in_line(run: Run, name: str, due_at: datetime | None) -> "asyncio.Future[Event | None]":
-    """Return a future of the next event of a name; of None when the time is over first."""
+def in_line(
+    run: Run, names: Iterable[str], due_at: datetime | None
+) -> "asyncio.Future[Event | None]":
+    """Return a future of the next event of these names; of None when the time is over first."""
     waiter: asyncio.Future[Event | None] = run.services.loop.create_future()
     if due_at is not None:
         timer = run.services.timers.at(due_at)
         timer.add_done_callback(lambda _: None if waiter.done() else waiter.set_result(None))
         waiter.add_done_callback(lambda _: run.services.timers.give_up(timer))
-    run.mailbox.wait(name, waiter)
+    for name in names:
+        run.mailbox.wait(name, waiter)
     return waiter
 
 
 def _delayed(run: Run, held: Checkpoint) -> DelayNote:
-    note: DelayNote = _decode(run, held, DelayNote)
+    note: DelayNote = decode_note(run, held, DelayNote)
     return note
 
 
-def _fit(run: Run, taken: Event, shape: Shape) -> Any:
+def fit(run: Run, taken: Event, shape: Shape) -> Any:
+    """Return an event's payload as what the wait asks for; quarantine where it does not fit."""
     try:
         return shape.decode(taken.payload)
     except DecodeError as problem:
@@ -120,17 +123,19 @@ def _fit(run: Run, taken: Event, shape: Shape) -> Any:
         ) from problem
 
 
-def _received(run: Run, held: Checkpoint, name: str, shape: Shape) -> Any:
+def received(run: Run, held: Checkpoint, name: str, shape: Shape) -> Any:
+    """Return the event that a call is recorded to have taken, or raise the recorded error."""
     if held.form is Form.ERROR:
         return run.unseal(held, shape)
-    note = _decode(run, held, EventNote)
+    note = decode_note(run, held, EventNote)
     if note.name != name:
-        raise _changed(run, held.key, f"event {name!r}", f"event {note.name!r}")
+        raise changed(run, held.key, f"event {name!r}", f"event {note.name!r}")
     inner = Checkpoint(held.kind, held.key, held.index, held.form, bytes(note.payload))
     return run.unseal(inner, shape)
 
 
-def _due(run: Run, until: timedelta | datetime) -> datetime:
+def due(run: Run, until: timedelta | datetime) -> datetime:
+    """Return when a wait that begins now is over by itself; now at the earliest, if a timedelta."""
     # In UTC, since datetimes of one zone compare by what the wall shows, also where the hour
     # between summer and winter time comes twice.
     try:
@@ -146,16 +151,31 @@ def _due(run: Run, until: timedelta | datetime) -> datetime:
         ) from None
 
 
-def _recorded_wait(run: Run, key: str, index: int) -> WaitNote | None:
+def recorded_wait(run: Run, key: str, index: int) -> WaitNote | None:
+    """Return what an earlier run noted when the wait began, if one did."""
     held = run.journal.take(Kind.WAIT, key, index)
-    return None if held is None else _decode(run, held, WaitNote)
+    return None if held is None else decode_note(run, held, WaitNote)
 
 
-def _wait_note(key: str, index: int, note: WaitNote) -> Checkpoint:
+def kind_of(note: WaitNote) -> Kind:
+    """Return what kind of call noted that its wait began."""
+    return note.kind or (Kind.EVENT if note.name else Kind.DELAY)
+
+
+def described(note: WaitNote | None) -> str:
+    """Name what was waited for, for a message."""
+    if note is None:
+        return "nothing"
+    return f"event {note.name!r}" if note.name else f"a {kind_of(note).value}"
+
+
+def wait_note(key: str, index: int, note: WaitNote) -> Checkpoint:
+    """Return the record that a wait begins."""
     return Checkpoint(Kind.WAIT, key, index, Form.VALUE, encode(note))
 
 
-def _decode(run: Run, held: Checkpoint, type: type[Any]) -> Any:
+def decode_note(run: Run, held: Checkpoint, type: type[Any]) -> Any:
+    """Return the engine's own payload; quarantine where it is none."""
     try:
         return msgspec.json.decode(held.payload, type=type)
     except msgspec.MsgspecError as problem:
@@ -164,7 +184,8 @@ def _decode(run: Run, held: Checkpoint, type: type[Any]) -> Any:
         ) from problem
 
 
-def _changed(run: Run, key: str, now: str, before: str) -> ProcessInterrupted:
+def changed(run: Run, key: str, now: str, before: str) -> ProcessInterrupted:
+    """Set the process aside since its code waits for something else than before."""
     return run.quarantine(
         NonDeterminismError(
             f"key {key!r} is recorded as a wait for {before}; the code now asks for {now}",
