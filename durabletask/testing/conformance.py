@@ -20,9 +20,12 @@ import pytest
 pytest.register_assert_rewrite("durabletask.testing._conformance")
 
 from durabletask.testing._conformance.busy import BusyConformance  # noqa: E402
+from durabletask.testing._conformance.child_ends import ChildEndConformance  # noqa: E402
+from durabletask.testing._conformance.children import ChildConformance  # noqa: E402
 from durabletask.testing._conformance.claims import ClaimConformance  # noqa: E402
 from durabletask.testing._conformance.commit import CommitConformance  # noqa: E402
 from durabletask.testing._conformance.create import CreationConformance  # noqa: E402
+from durabletask.testing._conformance.descendants import DescendantConformance  # noqa: E402
 from durabletask.testing._conformance.events import EventConformance  # noqa: E402
 from durabletask.testing._conformance.leases import LeaseConformance  # noqa: E402
 from durabletask.testing._conformance.lists import ListConformance  # noqa: E402
@@ -31,7 +34,9 @@ from durabletask.testing._conformance.request_table import RequestTableConforman
 from durabletask.testing._conformance.requests import RequestConformance  # noqa: E402
 from durabletask.testing._conformance.restart import RestartConformance  # noqa: E402
 from durabletask.testing._conformance.retry import RetryConformance  # noqa: E402
+from durabletask.testing._conformance.sends import SendConformance  # noqa: E402
 from durabletask.testing._conformance.status import StatusConformance  # noqa: E402
+from durabletask.testing._conformance.suspending import SuspensionConformance  # noqa: E402
 from durabletask.testing._conformance.transactions import TransactionConformance  # noqa: E402
 from durabletask.testing._conformance.values import ValueConformance  # noqa: E402
 
@@ -42,6 +47,15 @@ class StorageConformance(
     CreationConformance,
     CommitConformance,
     StatusConformance,
+    RequestConformance,
+    RequestTableConformance,
+    SuspensionConformance,
+    RetryConformance,
+    RestartConformance,
+    ChildConformance,
+    ChildEndConformance,
+    DescendantConformance,
+    SendConformance,
     EventConformance,
     ClaimConformance,
     LeaseConformance,
@@ -50,9 +64,5 @@ class StorageConformance(
     ReopenConformance,
     BusyConformance,
     TransactionConformance,
-    RetryConformance,
-    RestartConformance,
-    RequestConformance,
-    RequestTableConformance,
 ):
     """Every promise of the seam; override `open_storage`, and `reopen` where data stays."""

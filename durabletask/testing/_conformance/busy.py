@@ -4,7 +4,7 @@ For storages that can be held so; see `ConformanceBase.holding`. Whether a unit
 that only adds first-wins checkpoints is held too is the storage's choice.
 """
 
-from durabletask.storage import DONE, Refusal, Status, UnitOutcome
+from durabletask.storage import DONE, Action, Refusal, Status, UnitOutcome
 from durabletask.testing._conformance.base import ConformanceBase
 from durabletask.testing._conformance.world import FINISH, event, made, needs, new, step, unit
 
@@ -94,3 +94,17 @@ class BusyConformance(ConformanceBase):
                 assert list(await w.storage.purge(["a", "b", "c"])) == [None, Refusal.BUSY, None]
             assert await w.ids() == ["b"]
             assert list(await w.storage.purge(["b"])) == [None]
+
+    @needs(busy=True)
+    async def test_a_busy_process_is_asked_later(self) -> None:
+        """G13: of a batch, the held process is busy and unchanged; the others are asked."""
+        async with self.world() as w:
+            await w.add("a", "b", "c")
+            controls = [w.control(each, Action.SUSPEND) for each in ("a", "b", "c")]
+            async with w.holding("b"):
+                answers = await w.request(*controls)
+            assert [each.refused for each in answers] == [None, Refusal.BUSY, None]
+            assert (await w.row("b")).status is Status.RUNNING
+            again = await w.request(*controls)
+            assert [each.refused for each in again] == [None] * 3
+            assert (await w.row("b")).status is Status.SUSPENDED

@@ -1,7 +1,4 @@
-"""Conformance: what can be asked of a process from outside, and that a repeat changes nothing.
-
-The table of all of it is in `request_table`; retry has a module of its own.
-"""
+"""Conformance: what can be asked of a process from outside, and that a repeat changes nothing."""
 
 import asyncio
 from datetime import timedelta
@@ -10,7 +7,6 @@ from durabletask.storage import (
     DONE,
     REQUESTS_KEPT,
     Action,
-    Kind,
     Leave,
     Refusal,
     Status,
@@ -20,20 +16,18 @@ from durabletask.testing._conformance.world import (
     CANCEL,
     FAIL,
     FINISH,
-    QUARANTINE,
     TERMINATE,
     World,
     event,
-    needs,
     step,
     unit,
 )
 
 
 class RequestConformance(ConformanceBase):
-    """Cancel, terminate, suspend and resume."""
+    """Cancel and terminate; repeats, batches, news and races of all requests."""
 
-    # --- cancel --------------------------------------------------------------------------
+    # --- cancel -----------------------------------------------------------------------------
 
     async def test_a_request_to_cancel_is_pending_until_it_is_met(self) -> None:
         """Rule 7: reason in the row at once; met with what a unit records; the reason stays."""
@@ -127,7 +121,7 @@ class RequestConformance(ConformanceBase):
             assert taken["due"].row.wake_at == wake_at
             assert {each.row.cancel_reason for each in taken.values()} == {b"null"}
 
-    # --- terminate -----------------------------------------------------------------------
+    # --- terminate --------------------------------------------------------------------------
 
     async def test_a_terminated_process_has_ended(self) -> None:
         """S2.10: status, ending and time of the end at once; its history and mailbox stay."""
@@ -214,132 +208,7 @@ class RequestConformance(ConformanceBase):
                 assert (answer.refused, answer.row) == (Refusal.FINISHED, None)
                 assert await w.everything() == before
 
-    # --- suspend and resume --------------------------------------------------------------
-
-    async def test_a_suspended_process_shows_why_and_goes_on_as_it_was(self) -> None:
-        """S2.09: reason in the row until it is resumed; running, waiting, compensating again."""
-        async with self.world() as w:
-            lease = await w.host()
-            for status in (Status.RUNNING, Status.WAITING, Status.COMPENSATING):
-                row = await w.held(status, lease)
-                await w.done(lease, unit(row, 1, status=status, leave=Leave.RELEASED))
-                suspended = await w.ask(status, Action.SUSPEND, reason=b'"audit"')
-                assert suspended.status is Status.SUSPENDED
-                assert suspended.suspend_reason == b'"audit"'
-            assert (await w.claim(lease)).claimed == ()
-            for status in (Status.RUNNING, Status.WAITING, Status.COMPENSATING):
-                resumed = await w.ask(status, Action.RESUME)
-                assert (resumed.status, resumed.suspend_reason) == (status, None)
-            assert len(await w.take(lease)) == 3
-
-    async def test_a_second_suspension_changes_nothing(self) -> None:
-        """S2.09: the first reason stays, and one resume is enough."""
-        async with self.world() as w:
-            lease = await w.host()
-            await w.add("p")
-            await w.ask("p", Action.SUSPEND, reason=b"1")
-            assert (await w.ask("p", Action.SUSPEND, reason=b"2")).suspend_reason == b"1"
-            assert (await w.ask("p", Action.RESUME)).status is Status.RUNNING
-            assert list(await w.take(lease)) == ["p"]
-
-    async def test_what_fell_due_meanwhile_runs_at_resume(self) -> None:
-        """S2.09: events gather, time passes, nothing runs; resumed it is claimed with all of it."""
-        async with self.world() as w:
-            lease = await w.host()
-            row = await w.held("p", lease)
-            wake_at = w.clock.now() + timedelta(seconds=1)
-            parks = {"status": Status.WAITING, "leave": Leave.PARKED}
-            await w.done(lease, unit(row, 1, **parks, wake_at=wake_at))
-            await w.ask("p", Action.SUSPEND)
-            await w.sent(event("p", "e1"), event("p", "e2"))
-            await w.rest(lease, 5)
-            claims = await w.claim(lease)
-            assert (claims.claimed, claims.next_at, claims.more) == ((), None, False)
-            await w.ask("p", Action.RESUME)
-            taken = (await w.take(lease))["p"]
-            assert (taken.row.status, taken.row.wake_at) == (Status.WAITING, wake_at)
-            assert [each.event_id for each in taken.events] == ["e1", "e2"]
-
-    async def test_resumed_a_parked_process_is_claimable_at_once(self) -> None:
-        """S2.09: parked before or while suspended, it is looked at, long before its wait is due."""
-        async with self.world() as w:
-            lease = await w.host()
-            before, meanwhile = await w.add("before", "meanwhile", lease=lease)
-            wake_at = w.clock.now() + timedelta(days=30)
-            parks = {"status": Status.WAITING, "leave": Leave.PARKED, "wake_at": wake_at}
-            await w.done(lease, unit(before, 1, **parks))
-            for process_id in ("before", "meanwhile"):
-                await w.ask(process_id, Action.SUSPEND)
-            await w.news(lease)
-            await w.done(lease, unit(meanwhile, 1, **parks))
-            assert (await w.claim(lease)).claimed == ()
-            for process_id in ("before", "meanwhile"):
-                assert (await w.ask(process_id, Action.RESUME)).status is Status.WAITING
-            assert sorted(await w.take(lease)) == ["before", "meanwhile"]
-
-    async def test_a_start_in_the_future_is_waited_for_after_a_resume_too(self) -> None:
-        """S1.02: suspended and resumed before its time, a process still begins at its time."""
-        async with self.world() as w:
-            lease = await w.host()
-            start_at = w.clock.now() + timedelta(hours=1)
-            await w.add("p", start_at=start_at)
-            await w.ask("p", Action.SUSPEND)
-            assert (await w.claim(lease)).next_at is None
-            await w.ask("p", Action.RESUME)
-            claims = await w.claim(lease)
-            assert (claims.claimed, claims.next_at) == ((), start_at)
-
-    async def test_the_owner_of_a_suspended_process_still_records(self) -> None:
-        """S2.09: steps count; a status is for the time after; an ending is refused, whole."""
-        async with self.world() as w:
-            lease = await w.host()
-            row = await w.held("p", lease)
-            assert (await w.ask("p", Action.SUSPEND)).owner == lease.host_id
-            assert (await w.news(lease))["p"].row.status is Status.SUSPENDED
-            wake_at = w.clock.now() + timedelta(days=1)
-            await w.done(lease, unit(row, 1, step("a"), status=Status.WAITING, wake_at=wake_at))
-            before = await w.history("p")
-            assert (before.row.status, before.row.wake_at) == (Status.SUSPENDED, wake_at)
-            for ending in (FINISH, FAIL, QUARANTINE):
-                (outcome,) = await w.commit(lease, unit(row, 2, step("b"), ending=ending))
-                assert outcome.refused is Refusal.ILLEGAL_TRANSITION
-                assert await w.history("p") == before
-            resumed = await w.ask("p", Action.RESUME)
-            assert (resumed.status, resumed.wake_at) == (Status.WAITING, wake_at)
-            assert resumed.owner == lease.host_id
-            assert (await w.news(lease))["p"].row.status is Status.WAITING
-            await w.done(lease, unit(row, 3, step("b"), ending=FINISH))
-
-    async def test_compensation_stays_one_way_behind_a_suspension(self) -> None:
-        """Rule 8: what a host records of a suspended process follows what it was, and is."""
-        async with self.world() as w:
-            lease = await w.host()
-            row = await w.held("p", lease)
-            await w.ask("p", Action.SUSPEND)
-            decision = step("undo", b'["a"]', kind=Kind.DECISION)
-            await w.done(lease, unit(row, 1, decision, status=Status.COMPENSATING))
-            assert (await w.row("p")).status is Status.SUSPENDED
-            (outcome,) = await w.commit(lease, unit(row, 2, status=Status.RUNNING))
-            assert outcome.refused is Refusal.ILLEGAL_TRANSITION
-            assert (await w.ask("p", Action.RESUME)).status is Status.COMPENSATING
-
-    async def test_a_suspended_process_can_be_cancelled_and_terminated(self) -> None:
-        """Issue 4.2: the request to cancel waits for the resume; terminated it ends at once."""
-        async with self.world() as w:
-            lease = await w.host()
-            rows = await w.add("cancel", "terminate", lease=lease)
-            await w.done(lease, *(unit(row, 1, leave=Leave.PARKED) for row in rows))
-            for row in rows:
-                await w.ask(row.process_id, Action.SUSPEND, reason=b'"stop"')
-            pending = await w.ask("cancel", Action.CANCEL, reason=b'"why"')
-            assert (pending.status, pending.cancel_reason) == (Status.SUSPENDED, b'"why"')
-            assert await w.take(lease) == {}
-            ended = await w.ask("terminate", Action.TERMINATE)
-            assert (ended.status, ended.suspend_reason) == (Status.TERMINATED, None)
-            await w.ask("cancel", Action.RESUME)
-            assert (await w.take(lease))["cancel"].row.cancel_reason == b'"why"'
-
-    # --- repeats -------------------------------------------------------------------------
+    # --- repeats ----------------------------------------------------------------------------
 
     async def test_a_late_copy_of_a_request_changes_nothing(self) -> None:
         """DESIGN 5: the same request id is the same request, and the answer shows how it stands."""
@@ -405,7 +274,7 @@ class RequestConformance(ConformanceBase):
             assert answer.row is not None
             assert answer.row.status is Status.SUSPENDED
 
-    # --- batches, news, races ------------------------------------------------------------
+    # --- batches, news, races ---------------------------------------------------------------
 
     async def test_requests_of_a_batch_are_answered_each_by_itself(self) -> None:
         """G13: in the order given; refused and unknown ones do not touch the others."""
@@ -526,17 +395,3 @@ class RequestConformance(ConformanceBase):
             Refusal.ILLEGAL_TRANSITION,
         }
         assert await w.row(process_id) == found
-
-    @needs(busy=True)
-    async def test_a_busy_process_is_asked_later(self) -> None:
-        """G13: of a batch, the held process is busy and unchanged; the others are asked."""
-        async with self.world() as w:
-            await w.add("a", "b", "c")
-            controls = [w.control(each, Action.SUSPEND) for each in ("a", "b", "c")]
-            async with w.holding("b"):
-                answers = await w.request(*controls)
-            assert [each.refused for each in answers] == [None, Refusal.BUSY, None]
-            assert (await w.row("b")).status is Status.RUNNING
-            again = await w.request(*controls)
-            assert [each.refused for each in again] == [None] * 3
-            assert (await w.row("b")).status is Status.SUSPENDED

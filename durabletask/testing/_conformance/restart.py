@@ -21,6 +21,7 @@ from durabletask.testing._conformance.world import (
     event,
     latest,
     needs,
+    parent_of,
     step,
     unit,
 )
@@ -128,6 +129,33 @@ class RestartConformance(ConformanceBase):
             (fresh,) = await w.send(event("p", "new"))
             assert fresh.event is not None
             assert fresh.event.position == total + 1
+
+    async def test_ends_of_children_are_gone_with_the_restart(self) -> None:
+        """S2.14: what the generation before has not taken is for nobody; positions go on rising."""
+        async with self.world() as w:
+            lease = await w.host()
+            parent, row = await w.family(lease)
+            await w.sent(event("p", "e1"))
+            await w.finish(lease, row)
+            assert [each.position for each in await w.mailbox("p")] == [1, 2]
+            await w.done(lease, unit(parent, 2, restart=b"[2]"))
+            assert [each.event_id for each in (await w.history("p")).events] == ["e1"]
+            await w.sent(event("p", "e2"))
+            assert [each.position for each in await w.mailbox("p")] == [1, 3]
+            await w.done(lease, unit(parent, 3, step("a"), consumes=(1, 3)))
+
+    async def test_a_restart_may_leave_its_host(self) -> None:
+        """S2.14: in one unit; the next generation is claimed afresh, in the next epoch."""
+        async with self.world() as w:
+            lease = await w.host()
+            row = await w.held("p", lease)
+            await w.done(lease, unit(row, 1, step("a"), status=Status.WAITING))
+            await w.done(lease, unit(row, 2, restart=b"[2]", leave=Leave.RELEASED))
+            found = await w.row("p")
+            assert (found.owner, found.parked, found.status) == (None, False, Status.RUNNING)
+            claimed = (await w.take(lease))["p"]
+            assert (claimed.row.generation, claimed.row.input) == (1, b"[2]")
+            assert (claimed.row.epoch, claimed.row.seq, claimed.checkpoints) == (2, 0, ())
 
     async def test_a_late_copy_of_a_restart_changes_nothing(self) -> None:
         """DESIGN 5: repeated, alone or in its batch, it restarts nothing a second time."""
@@ -270,6 +298,10 @@ class RestartConformance(ConformanceBase):
                 lease = await w.host()
                 row = await w.held("p", lease)
                 await w.sent(event("p", "e1"), event("p", "e2"), event("p", "e3"))
+                over = await w.held("c", lease, parent=parent_of(row))
+                await w.finish(
+                    lease, over
+                )  # its end is the fourth event, and gone with the restart
                 await w.done(
                     lease,
                     unit(row, 1, step("a", b"1"), latest("v"), consumes=(1,)),
@@ -291,3 +323,6 @@ class RestartConformance(ConformanceBase):
                 (again,) = await w.send(event("p", "e1"))
                 assert again.event is not None
                 assert again.event.consumed
+                (fifth,) = await w.send(event("p", "e5"))
+                assert fifth.event is not None
+                assert fifth.event.position == 5

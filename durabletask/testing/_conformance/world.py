@@ -277,6 +277,13 @@ class World:
         assert row.owner == lease.host_id
         return row
 
+    async def family(self, lease: Lease) -> tuple[ProcessRow, ProcessRow]:
+        """Return a held process "p" that has spawned "c" with its unit 1, and "c", held too."""
+        parent = await self.held("p", lease)
+        spawned = Checkpoint(Kind.CHILD, "child", NO_INDEX, Form.VALUE, b"1")
+        await self.done(lease, unit(parent, 1, spawned, spawns=(child(parent, "c"),)))
+        return parent, (await self.take(lease))["c"].row
+
     async def commit(self, lease: Lease, *units: Unit) -> list[UnitOutcome]:
         """Commit units in one batch."""
         return list(await self.storage.commit(lease, units))
