@@ -93,31 +93,35 @@ class Sagas:
         self._effects = effects
         self._step_s = step_s
         self._chance = chance
-        # A result that no other run of the step has: a changed one is then seen.
-        self._tokens = (f"{os.getpid()}/{n}" for n in itertools.count())
+        self._counted = itertools.count()
+
+    def _token(self) -> str:
+        """Return a result that no other run of the step has: a changed one is then seen."""
+        # From the threads of steps too: a count may be shared with them, a generator not.
+        return f"{os.getpid()}/{next(self._counted)}"
 
     async def act(self) -> str:
         """Take a moment, have an effect, take another one."""
         with self._effects.during():
             await asyncio.sleep(self._chance.uniform(0, self._step_s))
-        return next(self._tokens)
+        return self._token()
 
     def act_in_thread(self) -> str:
         """Have an effect in a thread."""
         self._effects()
-        return next(self._tokens)
+        return self._token()
 
     async def flaky(self) -> str:
         """Have an effect, and fail every other time."""
         self._effects()
         if self._chance.random() < 0.5:
             raise ConnectionError("try again")
-        return next(self._tokens)
+        return self._token()
 
     async def _write(self, process_id: str, connection: Any) -> str:
         """Write a row in the transaction that records the step; its only effect."""
         await connection.execute("insert into public.written values ($1)", process_id)
-        return next(self._tokens)
+        return self._token()
 
     async def saga(self, proc: Process, steps: int, delay_s: float) -> list[int]:
         """Do 1 to 20 steps, a pair at once, rows, a wait, and take two events; never refund."""
