@@ -36,6 +36,9 @@ class Var(Generic[T]):
         """
         payload = self._shape.encode(value)
         run = self._run
+        if run.collecting:
+            self._payload = payload  # recorded already, or never: this run changes nothing
+            return
         if run.gated:
             await run.stay_open(self._key)
         run.check_caller(self._key)
