@@ -55,7 +55,7 @@ class Kin:
                 del self._children[process.parent.process_id]
 
     def unfinished_below(self, process: ProcessState) -> list[ProcessState]:
-        """Return the unfinished descendants, also those below a finished one."""
+        """Return the unfinished descendants, also those below a finished one, as `list` would."""
         found: list[ProcessState] = []
         # By id: an id may be created anew below itself, and a line must end.
         seen = {process.process_id}
@@ -69,6 +69,7 @@ class Kin:
                     rest.append(child)
                     if child.status not in FINISHED:
                         found.append(child)
+        found.sort(key=lambda child: (child.created_at, child.process_id))
         return found
 
     def reach(self, process: ProcessState, unit: Unit, now: datetime) -> UnitOutcome:
@@ -120,7 +121,7 @@ class Kin:
             ):
                 child.asked = Asked(cancel_reason=asked.cancel_reason)
         elif there.status in FINISHED:
-            self._tell(there, new.parent, now, f":{unit.epoch}.{unit.seq}")
+            self._tell(there, new.parent, now, f"+{unit.epoch}.{unit.seq}")
 
     def tell_parent(self, child: ProcessState, now: datetime) -> list[str]:
         """Put the end of a process into its parent's mailbox; return whom there was to tell."""

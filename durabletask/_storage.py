@@ -111,8 +111,8 @@ class ProcessStorage(Protocol):
           `ending`. An owner keeps what has ended so until its unit with
           `leave` lets it go; it can write nothing else. If it has finished as
           TERMINATED already, nothing changes, but for the descendants.
-        * SUSPEND: SUSPENDED, with `reason`; not for a quarantined one. Nobody
-          claims it. Its owner is not asked to stop by the storage: what it
+        * SUSPEND: SUSPENDED, with `reason`, once; not for a quarantined one.
+          Nobody claims it. Its owner is not asked to stop by the storage: what it
           records still counts, but that the status of a unit is kept for the
           time after, and an `ending` is refused with ILLEGAL_TRANSITION.
         * RESUME: back to the status before or recorded since; claimable at
@@ -127,6 +127,7 @@ class ProcessStorage(Protocol):
         A descendant is a process whose `parent` is the process, in its
         incarnation and whatever generation, and so on. A child that is spawned
         while the request to cancel its parent is pending is born with it.
+        Descendants are asked in the order of `list`.
 
         A process that has an owner becomes news in that owner's next claim;
         asked to cancel, a parked one becomes claimable.
@@ -236,11 +237,13 @@ class ProcessStorage(Protocol):
         finished, an event is put into the parent's mailbox with it, however
         full that is: named `CHILD_ENDED` and the status, its payload that of
         the ending, its id unique to the end and beginning with
-        `CHILD_ENDED` + "<generation>:<key>:". Children are created without an owner.
+        `CHILD_ENDED` + "<generation>:<key>:", without a colon behind that.
+        Children are created without an owner.
 
-        A unit with `restart` puts aside nothing: checkpoints, forgotten ones
-        and all but the latest `EVENTS_KEPT` consumed events are gone with it,
-        and so is a request to cancel that was met.
+        A unit with `restart` puts aside nothing: gone with it are checkpoints,
+        forgotten ones, the ends of children that nobody has taken, all but
+        the latest `EVENTS_KEPT` consumed events, and a request to cancel that
+        was met.
 
         One exception spares a storage a count per step: a unit of nothing but
         first-wins checkpoints whose seq is not above the highest one applied
@@ -248,7 +251,8 @@ class ProcessStorage(Protocol):
         It is the copy of one that was written, whose checkpoints win, or one
         that its host has not sent: hosts send in order and skip none. For the
         same reason any other unit that is older than such a one, and newer
-        than the last of its own sort, may be judged as if it were new.
+        than the last of its own sort, may be judged as if it were new. Not so
+        across a `restart`: a unit older than that is never recorded.
 
         A unit refused with BUSY goes again later, as it is. So the later units
         of its process in the batch must be refused with BUSY too: were one of
