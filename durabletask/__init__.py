@@ -5,7 +5,7 @@ from durabletask._clock import Clock, SystemClock
 from durabletask._durable_call import DurableCall, DurableWait
 from durabletask._handle import ProcessHandle
 from durabletask._host import ProcessHost
-from durabletask._info import HistoryEntry, ProcessInfo, WaitInfo
+from durabletask._info import CompensationInfo, HistoryEntry, ProcessInfo, WaitInfo
 from durabletask._limits import Limits
 from durabletask._memory import MemoryStorage
 from durabletask._model import Status
@@ -19,6 +19,7 @@ from durabletask._variable import Var
 
 __all__ = [
     "Clock",
+    "CompensationInfo",
     "DelayResult",
     "DurableCall",
     "DurableWait",

@@ -102,7 +102,8 @@ class EventBranch:
         """Return what `event` records, provided that the payload fits its type."""
         assert won.event is not None
         _waits.fit(self.run, won.event, self.shape)
-        return encode(EventNote(self.event_name, msgspec.Raw(won.event.payload)))
+        note = EventNote(self.event_name, msgspec.Raw(won.event.payload), won.event.position)
+        return encode(note)
 
     def unseal(self, key: str, outcome: bytes) -> Any:
         """Return the payload as the event's type."""

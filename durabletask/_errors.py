@@ -126,6 +126,13 @@ class ProcessFinishedError(ProcessError):
     """The process has ended and takes nothing more; nothing was written."""
 
 
+class ProcessStateError(ProcessError):
+    """What was asked is not possible as the process stands; nothing was written.
+
+    The message names its status and what is possible in it.
+    """
+
+
 class MailboxFullError(ProcessError):
     """The process has too many unconsumed events; this one was not stored."""
 

@@ -17,6 +17,7 @@ from durabletask._codec_json import excerpt, loads
 from durabletask._errors import (
     DecodeError,
     DurableTaskError,
+    ProcessCancelledError,
     ProcessError,
     ProcessFailedError,
     RegistrationError,
@@ -183,6 +184,13 @@ class Failures:
             raise DecodeError(f"{kind}(*args) makes a {type(error).__name__}")
         error.__cause__ = StepError(kind, message)
         return error
+
+
+def was_cancelled(error: BaseException) -> bool:
+    """Return whether an error says that the process was cancelled, and nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(ProcessCancelledError)[1] is None
+    return isinstance(error, ProcessCancelledError)
 
 
 def _own_fields(error: DurableTaskError) -> dict[str, Any]:

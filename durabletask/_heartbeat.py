@@ -43,6 +43,9 @@ async def _record(run: Run, checkpoint: Checkpoint) -> None:
     # timeout that cancels it must not wait. The unit is written all the same.
     try:
         outcome = await run.submit((checkpoint,))
+    except asyncio.CancelledError:
+        run.check_interrupted()
+        raise
     except StorageError as error:
         raise ProcessInterrupted(str(error)) from error
     run.held(outcome, checkpoint)

@@ -21,7 +21,7 @@ from durabletask._model import (
     Snapshot,
     Status,
 )
-from durabletask._notes import CancelNote, EventNote, RetryNote, WaitNote
+from durabletask._notes import CancelNote, DecisionNote, EventNote, ReportNote, RetryNote, WaitNote
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,22 @@ class WaitInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class CompensationInfo:
+    """How far the steps of a process are undone, by their keys, the latest step first.
+
+    Attributes:
+        done: Undone.
+        failed: Undos that failed for good, with the error.
+        open: Not undone: not yet, or because the code does not ask for the
+            step any more or gives it no undo any more.
+    """
+
+    done: tuple[str, ...] = ()
+    failed: dict[str, Exception] = field(default_factory=dict)
+    open: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessInfo:
     """One process.
 
@@ -52,6 +68,10 @@ class ProcessInfo:
         result: What the function returned, as plain JSON values; None until it is completed.
         error: What ended or quarantined it, or None.
         waits: Only from `handle.info()`; a listing leaves it empty.
+        progress: What `proc.report` told last, as plain JSON values; None if nothing, and
+            in a listing.
+        compensation: What `undo=` has come to, once it was decided to undo; None before, and
+            in a listing.
         host: What the host that holds it calls itself, or None.
         reason: Why it does not run although it could, or None.
     """
@@ -73,6 +93,8 @@ class ProcessInfo:
     error: Exception | None = None
     waits: tuple[WaitInfo, ...] = ()
     reason: str | None = None
+    compensation: CompensationInfo | None = None
+    progress: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +103,11 @@ class HistoryEntry:
 
     Attributes:
         kind: A kind of durable call; "wait" where a wait began, "retry" for the
-            failed attempts of a step so far, "raised" where an event arrived.
+            failed attempts of a step so far, "raised" where an event arrived,
+            "decision" where it was decided to undo (the error, and the keys of
+            the steps to undo), "undo" where that was done to the step of the key.
         form: "value", "error" or "cancelled".
-        value: As plain JSON values; None for an error.
+        value: As plain JSON values; None for an error. Of a "decision" the keys to undo.
         error: The recorded error, or None.
         attempts: Of a "retry": how many have failed.
         at: When it was recorded.
@@ -133,7 +157,41 @@ class Reader:
             error=self._error(ending),
             waits=() if snapshot is None or ending else tuple(open_waits(snapshot.checkpoints)),
             reason=reason,
+            compensation=None if snapshot is None else self._compensation(snapshot),
+            progress=None if snapshot is None else self._progress(snapshot),
         )
+
+    def _progress(self, snapshot: Snapshot) -> Any:
+        for held in snapshot.checkpoints:
+            if held.kind is Kind.REPORT:
+                return self._reported(held)
+        return None
+
+    def _reported(self, held: Checkpoint) -> Any:
+        return self._plain(bytes(msgspec.json.decode(held.payload, type=ReportNote).value))
+
+    def _compensation(self, snapshot: Snapshot) -> CompensationInfo | None:
+        decision: DecisionNote | None = None
+        outcomes: dict[tuple[str, int], Checkpoint] = {}
+        for held in snapshot.checkpoints:
+            if held.kind is Kind.DECISION:
+                decision = msgspec.json.decode(held.payload, type=DecisionNote)
+            elif held.kind is Kind.UNDO:
+                outcomes[held.key, held.index] = held
+        if decision is None:
+            return None
+        done: list[str] = []
+        still_open: list[str] = []
+        failed: dict[str, Exception] = {}
+        for spot in decision.undos:
+            held_of = outcomes.get(spot)
+            if held_of is None:
+                still_open.append(spot[0])
+            elif held_of.form is Form.VALUE:
+                done.append(spot[0])
+            else:
+                failed[spot[0]] = self._failures.view(held_of.payload)
+        return CompensationInfo(tuple(done), failed, tuple(still_open))
 
     def history(self, snapshot: Snapshot) -> list[HistoryEntry]:
         """Describe a history, checkpoints and events in the order they were recorded."""
@@ -156,6 +214,12 @@ class Reader:
             note = msgspec.json.decode(held.payload, type=RetryNote)
             attempts = note.attempts
             errors = tuple(self._failures.view(bytes(raw)) for raw in note.errors)
+        elif held.kind is Kind.DECISION:
+            decision = msgspec.json.decode(held.payload, type=DecisionNote)
+            error = self._failures.view(bytes(decision.error))
+            value = [key for key, _ in decision.undos]
+        elif held.kind is Kind.REPORT:
+            value = self._reported(held)
         elif held.kind is Kind.EVENT:
             value = self._plain(bytes(msgspec.json.decode(held.payload, type=EventNote).payload))
         else:
@@ -182,6 +246,10 @@ class Reader:
         return self._view.decode(payload)
 
 
+_NO_OUTCOME = frozenset({Kind.VAR, Kind.REPORT, Kind.START, Kind.HEARTBEAT})
+"""Kinds whose record ends no wait, whatever its key is."""
+
+
 def open_waits(checkpoints: Iterable[Checkpoint]) -> Iterator[WaitInfo]:
     """Yield the waits that have begun and whose outcome is not recorded."""
     waits: dict[tuple[str, int], WaitInfo] = {}
@@ -198,6 +266,8 @@ def open_waits(checkpoints: Iterable[Checkpoint]) -> Iterator[WaitInfo]:
         elif held.kind is Kind.RETRY:
             due_at = msgspec.json.decode(held.payload, type=RetryNote).due_at
             waits[slot] = WaitInfo("retry", *slot, None, due_at)
-        elif held.kind is not Kind.VAR:
+        elif held.kind is Kind.DECISION:
+            waits.clear()  # nobody waits for them any more
+        elif held.kind not in _NO_OUTCOME:
             waits.pop(slot, None)
     yield from waits.values()

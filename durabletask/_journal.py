@@ -96,6 +96,10 @@ class Journal:
         """Return whether a key is neither recorded nor used by this run."""
         return _slot(key, index) not in self.slots
 
+    def find(self, kind: Kind, key: str, index: int = NO_INDEX) -> Checkpoint | None:
+        """Return what the engine itself recorded about a key, if anything."""
+        return None if self.notes is None else self.notes.get((kind, key, index))
+
     def has_begun(self, key: str, index: int = NO_INDEX) -> bool:
         """Return whether an earlier run noted that a wait began, and this run has not taken it."""
         return self.notes is not None and (Kind.WAIT, key, index) in self.notes

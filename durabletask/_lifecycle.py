@@ -9,6 +9,8 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from durabletask._errors import (
     ProcessInterrupted,
     WrongContextError,
@@ -26,6 +28,7 @@ from durabletask._model import (
 )
 from durabletask._retry import RetryPolicy
 from durabletask._services import Services
+from durabletask._undos import Undos
 
 _log = logging.getLogger("durabletask")
 
@@ -35,23 +38,62 @@ WAITS_FEW = 8
 """Up to so many open waits the status is worked out with each record and rides in its unit."""
 
 
+class CancelMet(asyncio.CancelledError):
+    """Ends the await of an open wait, which is to record that the process was cancelled."""
+
+
+class Meeting:
+    """A request to cancel meets all waits that are open at one moment: one record for all."""
+
+    __slots__ = ("answer", "checkpoints", "tasks")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.tasks: set[asyncio.Task[Any]] = set()
+        """Those that were met and have not yet said what they record."""
+        self.checkpoints: list[Checkpoint] = []
+        self.answer: asyncio.Future[UnitOutcome] = loop.create_future()
+
+
+class Outside:
+    """What was asked of the process from outside, or by itself of its storage; few are asked.
+
+    Attributes:
+        cancel_reason: Of a request to cancel that is still to be met.
+        meeting: While it is being met.
+        restart: The input with which the process is to begin anew.
+        leaves: Whether it is to be given back as soon as its task has ended.
+    """
+
+    __slots__ = ("cancel_reason", "leaves", "meeting", "restart")
+
+    def __init__(self) -> None:
+        self.cancel_reason: bytes | None = None
+        self.meeting: Meeting | None = None
+        self.restart: bytes | None = None
+        self.leaves = False
+
+
 class Phase(Enum):
     """How far a run is from its end."""
 
     OPEN = auto()
     DRAINING = auto()  # no further call begins; steps in flight are recorded
+    COLLECTING = auto()  # run only to learn its undos: nothing new begins, nothing is recorded
+    COMPENSATING = auto()  # the function is over: every call of it raises, undos are run
     INTERRUPTED = auto()  # nothing is recorded, every call raises
     ENDED = auto()  # the function has returned or raised
 
 
 # Looked up once: an attribute of an enum class costs ten times a global.
 _RUNNING, _WAITING, _DRAINING = Status.RUNNING, Status.WAITING, Phase.DRAINING
+_COMPENSATING = Phase.COMPENSATING
 
 
 class Lifecycle:
     """One process in memory, in one epoch, from its claim to its end or interrupt."""
 
     __slots__ = (
+        "_holds",
         "_input",
         "_phase",
         "_wait",
@@ -68,6 +110,7 @@ class Lifecycle:
         "journal",
         "mailbox",
         "name",
+        "outside",
         "process_id",
         "quarantine_error",
         "recorded",
@@ -76,6 +119,7 @@ class Lifecycle:
         "services",
         "steps",
         "task",
+        "undos",
         "unwound",
         "waiting",
         "was_waiting",
@@ -105,6 +149,8 @@ class Lifecycle:
         """Whether the interrupt ended a durable wait, so that the run unwinds by itself."""
         self.unwound = False
         """User code has ended; what the task still does must not be cancelled."""
+        self.undos: Undos | None = None
+        """What may have to be undone; None until a step with `undo=` is asked for."""
         self._input = row.input
         self.seq = row.seq
         """Of the latest unit."""
@@ -121,6 +167,13 @@ class Lifecycle:
         self._wait: asyncio.Future[Any] | None = None
         self._wait_due_at: datetime | None = None
         self._waits: dict[asyncio.Future[Any], datetime | None] | None = None
+        # The same of what only time or an interrupt ends, and no request from outside.
+        self._holds: dict[asyncio.Future[Any], datetime | None] | None = None
+        self.outside: Outside | None = None
+        if row.cancel_reason is not None and not row.cancel_met:
+            self.outside = Outside()
+            self.outside.cancel_reason = row.cancel_reason
+            self.gated = True
 
     def take_input(self) -> bytes:
         """Return the encoded arguments, once; they are not kept."""
@@ -134,22 +187,32 @@ class Lifecycle:
         # a host that was never stopped, and every task of it meets a CancelledError.
         return self._phase is Phase.INTERRUPTED or self.services.writer.task.cancelling() > 0
 
+    @property
+    def collecting(self) -> bool:
+        """Whether the function runs only to learn its undos, so that it must change nothing."""
+        return self._phase is Phase.COLLECTING
+
+    @property
+    def compensating(self) -> bool:
+        """Whether the function is over and what it did is being undone."""
+        return self._phase is _COMPENSATING
+
     async def stay_open(self, key: str) -> None:
         """Return at once while the run goes on; else raise, or wait for the interrupt."""
-        if self._phase is Phase.INTERRUPTED:
+        if self._phase in (Phase.INTERRUPTED, Phase.COMPENSATING):
             raise ProcessInterrupted
         if self._phase is Phase.ENDED:
             raise WrongContextError(
                 f"key {key!r} was used after process {self.process_id!r} had ended",
                 hint="await every task that the process function creates before it returns",
             )
-        if self._phase is Phase.DRAINING:
-            # Until the steps beside it are recorded; then the interrupt comes.
+        if self._phase in (Phase.DRAINING, Phase.COLLECTING):
+            # Until the steps beside it are recorded, or all undos known; then the interrupt comes.
             await self.hold(None, self.services.loop.create_future())
 
     def check_interrupted(self) -> None:
-        """Raise ProcessInterrupted if nothing may be recorded any more."""
-        if self.interrupted:
+        """Raise ProcessInterrupted if nothing may be recorded, or not any more."""
+        if self.interrupted or self._phase is Phase.COLLECTING:
             raise ProcessInterrupted
 
     # --- units ------------------------------------------------------------------------------
@@ -160,12 +223,18 @@ class Lifecycle:
         consumes: tuple[int, ...] = (),
         ending: Ending | None = None,
         leave: Leave | None = None,
+        **more: Any,
     ) -> "asyncio.Future[UnitOutcome]":
-        """Hand one unit to the writer, with the status if it has changed."""
+        """Hand one unit to the writer, with the status if it has changed.
+
+        Args:
+            more: What few units have, as `Unit` names it.
+        """
         self.seq += 1
         if ending is None and leave is None and (self.waiting or self.recorded is not _RUNNING):
             if self.waiting <= WAITS_FEW:
-                return self.services.writer.submit(self._unit_with_status(checkpoints, consumes))
+                unit = self._unit_with_status(checkpoints, consumes)
+                return self.services.writer.submit(replace(unit, **more) if more else unit)
             # Ten thousand waits side by side: once a batch, not once a record.
             self.services.writer.mark(self)
         return self.services.writer.submit(
@@ -178,6 +247,7 @@ class Lifecycle:
                 consumes=consumes,
                 ending=ending,
                 leave=leave,
+                **more,
             )
         )
 
@@ -190,9 +260,21 @@ class Lifecycle:
 
     # --- waiting -----------------------------------------------------------------------------
 
-    async def hold(self, due_at: datetime | None, future: "asyncio.Future[T]") -> T:
-        """Await what only time or an interrupt can end; an open wait meanwhile."""
-        self.wait_begins(due_at, future)
+    async def hold(
+        self, due_at: datetime | None, future: "asyncio.Future[T]", *, firm: bool = True
+    ) -> T:
+        """Await what only time or an interrupt can end; an open wait meanwhile.
+
+        Args:
+            firm: Whether it goes on when the process is cancelled from outside.
+        """
+        if firm:
+            self.waiting += 1
+            self.keep(due_at, future)
+            if self._phase is Phase.OPEN:
+                self.services.writer.mark(self)
+        else:
+            self.wait_begins(due_at, future)
         try:
             result = await future
         except asyncio.CancelledError:
@@ -219,7 +301,12 @@ class Lifecycle:
             note: The record that the wait has begun, unless there is one already.
         """
         self.waiting += 1
-        self.keep(due_at, future)
+        if self._wait is None:
+            self._wait, self._wait_due_at = future, due_at
+        else:
+            if self._waits is None:
+                self._waits = {}
+            self._waits[future] = due_at
         if note is not None:
             self.submit((note,))
         elif self._phase is Phase.OPEN:
@@ -227,12 +314,9 @@ class Lifecycle:
 
     def keep(self, due_at: datetime | None, future: "asyncio.Future[Any]") -> None:
         """Let an interrupt end `future`, and its due time wake the process, without waiting."""
-        if self._wait is None:
-            self._wait, self._wait_due_at = future, due_at
-        else:
-            if self._waits is None:
-                self._waits = {}
-            self._waits[future] = due_at
+        if self._holds is None:
+            self._holds = {}
+        self._holds[future] = due_at
 
     def wait_ended(self, future: "asyncio.Future[Any]") -> None:
         """Take note that a wait is over."""
@@ -243,20 +327,29 @@ class Lifecycle:
         """Forget what was kept."""
         if future is self._wait:
             self._wait = self._wait_due_at = None
-        elif self._waits is not None:
+        elif self._waits is not None and future in self._waits:
             del self._waits[future]
             self._waits = self._waits or None
+        elif self._holds is not None:
+            del self._holds[future]
+            self._holds = self._holds or None
 
     def wait_broken(self, future: "asyncio.Future[Any]") -> None:
         """Take note that a wait was cancelled.
 
         Raises:
-            ProcessInterrupted: By the engine; otherwise by user code.
+            ProcessInterrupted: By an interrupt; otherwise by user code, or from
+                outside: `Run.record_cancelled` tells these apart.
         """
         self.wait_ended(future)
         future.cancel()
-        if self.interrupted:
+        if self.interrupted or self._phase is _COMPENSATING:
             raise ProcessInterrupted from None
+        meeting = None if self.outside is None else self.outside.meeting
+        if meeting is not None and future.done() and not future.cancelled():
+            task = asyncio.current_task()
+            if task is not None and isinstance(future.exception(), CancelMet):
+                meeting.tasks.add(task)
 
     def step_begins(self) -> None:
         """Count a step as in flight."""
@@ -275,12 +368,14 @@ class Lifecycle:
             self.services.writer.mark(self)
         if self._phase is _DRAINING and self.steps == 0:
             self.interrupt()
+        elif self._phase is _COMPENSATING and self.undos is not None:
+            self.undos.wake()
 
     # --- ending early ------------------------------------------------------------------------
 
     def quarantine(self, error: Exception) -> ProcessInterrupted:
         """Set the process aside because of a mistake in code; return what to raise."""
-        if self._phase in (Phase.OPEN, Phase.DRAINING):
+        if self._phase not in (Phase.INTERRUPTED, Phase.ENDED):
             self.quarantine_error = error
             self.interrupt()
         return ProcessInterrupted(str(error))
@@ -297,14 +392,76 @@ class Lifecycle:
         self._phase, self.gated = Phase.INTERRUPTED, True
         self.was_waiting = self.waiting > 0
         self._end_waits()
+        if self.undos is not None:
+            self.undos.cancel_attempts()
         self.services.on_interrupt(self)
 
     def drain(self) -> None:
         """Begin no further call; unwind as soon as no step is in flight."""
-        if self._phase is Phase.OPEN:
+        if self._phase in (Phase.OPEN, Phase.COLLECTING, Phase.COMPENSATING):
             self._phase, self.gated = Phase.DRAINING, True
             if self.steps == 0:
                 self.interrupt()
+
+    def stand_back(self, *, at_once: bool) -> None:
+        """Unwind, since the process is suspended or was ended from outside, and give it back.
+
+        Args:
+            at_once: Without waiting for the steps in flight: nothing can be recorded any more.
+        """
+        if self._phase in (Phase.INTERRUPTED, Phase.ENDED):
+            return
+        self.outside = self.outside or Outside()
+        self.outside.leaves = True
+        if at_once:
+            self.interrupt()
+        else:
+            self.drain()
+
+    # --- undoing -----------------------------------------------------------------------------
+
+    def collect(self) -> None:
+        """Let the function run only as far as it recalls, to learn its undos.
+
+        Raises:
+            ProcessInterrupted: The run unwinds already.
+        """
+        if self._phase is not Phase.OPEN:
+            raise ProcessInterrupted
+        self._phase, self.gated = Phase.COLLECTING, True
+        # Recorded already, or else with the next unit.
+        self.recorded = Status.COMPENSATING
+
+    def close(self) -> None:
+        """Begin no further call of the function, and end its waits; steps in flight go on.
+
+        A run that drains goes on draining, until it is interrupted.
+
+        Raises:
+            ProcessInterrupted: The run unwinds.
+        """
+        if self._phase in (Phase.OPEN, Phase.COLLECTING):
+            self._phase, self.gated = Phase.COMPENSATING, True
+            self._end_waits()
+        elif self._phase is not _DRAINING:
+            raise ProcessInterrupted
+
+    async def steps_over(self) -> None:
+        """Wait until the outcome of every step in flight is recorded.
+
+        Raises:
+            ProcessInterrupted: The run unwinds first.
+        """
+        if self._phase is _DRAINING:
+            await self.hold(None, self.services.loop.create_future())
+        while self.steps and self.undos is not None:
+            await self.hold(None, self.undos.sleeper(self.services.loop.create_future()))
+
+    def submit_decision(self, decision: Checkpoint) -> "asyncio.Future[UnitOutcome]":
+        """Hand over the one unit that turns the process to its undoing."""
+        self.seq += 1
+        self.recorded = Status.COMPENSATING
+        return self.services.writer.submit(self._unit_with_status((decision,), ()))
 
     def end(self) -> bool:
         """Take note that the function has returned or raised; False if that no longer counts."""
@@ -324,7 +481,26 @@ class Lifecycle:
 
     async def conclude(self, ending: Ending) -> bool:
         """Record the last word on the process; False if it is not ours to say any more."""
-        answer = self.submit(ending=ending)
+        return await self._last(self.submit(ending=ending))
+
+    def restart(self, input: bytes) -> None:
+        """Unwind, and then let the process begin anew with this input.
+
+        Raises:
+            ProcessInterrupted: The run unwinds already; a later one gets here again.
+        """
+        if self._phase is not Phase.OPEN:
+            raise ProcessInterrupted
+        self.outside = self.outside or Outside()
+        self.outside.restart, self.outside.leaves = input, True
+        self.interrupt()
+
+    async def begin_anew(self) -> bool:
+        """Record the next generation, for whoever claims it; False if that is not ours any more."""
+        assert self.outside is not None
+        return await self._last(self.submit(leave=Leave.RELEASED, restart=self.outside.restart))
+
+    async def _last(self, answer: "asyncio.Future[UnitOutcome]") -> bool:
         while not answer.done():
             # Tasks that user code left behind may still cancel this one.
             try:
@@ -338,7 +514,7 @@ class Lifecycle:
     # --- inside ------------------------------------------------------------------------------
 
     def _end_waits(self) -> None:
-        for future, _ in self._open_waits():
+        for future, _ in (*self._open_waits(), *(self._holds or {}).items()):
             if not future.done():
                 future.set_exception(ProcessInterrupted())
                 # Its task may be cancelled before it looks; then nobody else would.
@@ -355,7 +531,8 @@ class Lifecycle:
             return self.recorded, None
         if self.steps or not self.waiting:
             return Status.RUNNING, None
-        dues = [due_at for _, due_at in self._open_waits() if due_at is not None]
+        waits = (*self._open_waits(), *(self._holds or {}).items())
+        dues = [due_at for _, due_at in waits if due_at is not None]
         return Status.WAITING, min(dues, default=None)
 
     def _unit_with_status(

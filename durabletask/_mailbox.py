@@ -8,9 +8,20 @@ from asyncio import Future
 from collections import deque
 from collections.abc import Iterable
 
-from durabletask._model import Event
+from durabletask._model import CHILD_ENDED, Event
 
 _Waiter = Future[Event | None]
+
+
+def name_of(event: Event) -> str:
+    """Return the name under which an event is waited for.
+
+    That of a child's end is one for each child: what comes before the last
+    colon of its id names the call that spawned it.
+    """
+    if event.name.startswith(CHILD_ENDED):
+        return event.event_id.rpartition(":")[0]
+    return event.name
 
 
 class Mailbox:
@@ -72,13 +83,14 @@ class Mailbox:
             self._shorten(name)
 
     def _hand_out(self, event: Event, *, first: bool = False) -> None:
-        waiter = self._next_waiter(event.name)
+        name = name_of(event)
+        waiter = self._next_waiter(name)
         if waiter is not None:
             waiter.set_result(event)
             return
         if self._events is None:
             self._events = {}
-        events = self._events.setdefault(event.name, deque())
+        events = self._events.setdefault(name, deque())
         if first:
             events.appendleft(event)
         else:

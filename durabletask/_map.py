@@ -176,9 +176,10 @@ class Map:
 
     async def _step(self, index: int) -> Any:
         run = self._run
-        body: Callable[[], Any] = partial(
-            _steps.call_function, run, self._spec, self._fn, (self._items[index],)
-        )
+        item = self._items[index]
+        body: Callable[[], Any] = partial(self._fn, item)
+        if not self._spec.is_async:
+            body = partial(_steps.call_function, run, self._spec, self._fn, (item,))
         if self._timeout_s is not None:
             body = _steps.timed(body, self._timeout_s)
         step = _steps.StepRun(run, Kind.DO, self._key, index, body, self._spec.returns, self._retry)

@@ -162,7 +162,9 @@ class MemoryStorage:
         if (refused := refusal(process, control)) is not None:
             return Controlled(refused)
         descendants = self._kin.unfinished_below(process) if descends(process, control) else []
-        if any(self._busy[each.process_id] for each in descendants):
+        touched = [each.process_id for each in descendants]
+        touched += [each.parent.process_id for each in (process, *descendants) if each.parent]
+        if any(self._busy[process_id] for process_id in touched):
             return Controlled(Refusal.BUSY)
         remember(process, control)
         told: list[str | None] = []
@@ -283,9 +285,11 @@ class MemoryStorage:
         processes = self._processes
         outcomes = []
         told: list[str | None] = []
-        busy = self._busy if self._busy.total() else None
+        # Of the processes that have a unit refused as busy, so that no later one overtakes it.
+        busy: set[str] | None = set() if self._busy.total() else None
         for unit in units:
-            if busy is not None and self._is_busy(unit, processes):
+            if busy is not None and (unit.process_id in busy or self._is_busy(unit)):
+                busy.add(unit.process_id)
                 outcomes.append(BUSY)
                 continue
             process = processes.get(unit.process_id)
@@ -308,19 +312,15 @@ class MemoryStorage:
         self._hint(told)
         return outcomes
 
-    def _is_busy(self, unit: Unit, processes: dict[str, ProcessState]) -> bool:
+    def _is_busy(self, unit: Unit) -> bool:
         """Return whether a process that the unit writes to is held."""
-        process = processes.get(unit.process_id)
-        ends = unit.ending is not None and process is not None and process.parent is not None
-        return any(
-            self._busy[each]
-            for each in (
-                unit.process_id,
-                *(child.process_id for child in unit.spawns),
-                *(event.process_id for event in unit.sends),
-                *((process.parent.process_id,) if ends and process and process.parent else ()),
-            )
-        )
+        touched = [unit.process_id]
+        touched += [child.process_id for child in unit.spawns]
+        touched += [event.process_id for event in unit.sends]
+        process = self._processes.get(unit.process_id)
+        if unit.ending is not None and process is not None and process.parent is not None:
+            touched.append(process.parent.process_id)
+        return any(self._busy[process_id] for process_id in touched)
 
     async def close_lease(self, lease: Lease) -> None:
         """End a lease; what it still holds is claimable at once, without a death."""

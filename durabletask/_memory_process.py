@@ -12,6 +12,7 @@ from typing import TypeAlias
 import msgspec
 
 from durabletask._model import (
+    CHILD_ENDED,
     DONE,
     EVENTS_KEPT,
     Checkpoint,
@@ -83,11 +84,13 @@ class Mailbox(msgspec.Struct, gc=False, eq=False):
             }
 
     def forget(self, keep: int) -> None:
-        """Drop the consumed events but for the latest `keep` of them."""
+        """Drop the ends of children, and the consumed events but for the latest `keep` of them."""
         consumed = [each for each in self.events.values() if each.consumed]
-        for event in consumed[: max(len(consumed) - keep, 0)]:
+        untaken = [each for each in self.unconsumed.values() if each.name.startswith(CHILD_ENDED)]
+        for event in (*consumed[: max(len(consumed) - keep, 0)], *untaken):
             del self.events[event.position]
             del self.positions[event.event_id]
+            self.unconsumed.pop(event.position, None)
 
 
 class Asked(msgspec.Struct, gc=False):

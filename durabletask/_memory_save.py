@@ -27,6 +27,7 @@ class SavedProcess(msgspec.Struct, frozen=True):
     forgotten: tuple[Checkpoint, ...] = ()
     status_after: Status | None = None
     request_ids: tuple[str, ...] = ()
+    last_position: int = 0
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +59,7 @@ def put_away(process: ProcessState) -> SavedProcess:
         asked.forgotten,
         asked.status_after,
         asked.request_ids,
+        0 if process.mailbox is None else process.mailbox.last,
     )
 
 
@@ -77,10 +79,11 @@ def bring_back(saved: SavedProcess) -> ProcessState:
     process.asked = None if asked == Asked() else asked
     for checkpoint in saved.checkpoints:
         process.record(checkpoint)
-    if saved.events:
+    if saved.events or saved.last_position:
         process.mailbox = Mailbox()
         for event in saved.events:
             process.mailbox.add(event)
+        process.mailbox.last = max(process.mailbox.last, saved.last_position)
     return process
 
 

@@ -213,7 +213,7 @@ class Unit(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         meets_cancel: The pending request to cancel is met by what this unit records.
         restart: The encoded arguments with which the process begins anew: the
             next generation, running, without checkpoints. Its mailbox stays.
-            Nothing else but `consumes` stands beside it.
+            Nothing else but `consumes` and `leave` stands beside it.
         ending: With it the process ends and has no owner; its mailbox closes,
             unless it is QUARANTINED.
         leave: With it the process has no owner any more but is not at its end.

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import msgspec
 
-from durabletask._model import Kind
+from durabletask._model import Kind, Status
 
 
 class WaitNote(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -14,12 +14,14 @@ class WaitNote(msgspec.Struct, frozen=True, omit_defaults=True):
         name: Of the event waited for; empty for a delay.
         due_at: When it is over by itself, if ever.
         kind: Of the call; not given for an event and a delay, which `name` tells apart.
+        child: Id of the child waited for.
         branches: Of a race: what it waits for, in order; of nested races what is in them.
     """
 
     name: str = ""
     due_at: datetime | None = None
     kind: Kind | None = None
+    child: str = ""
     branches: tuple["BranchNote", ...] = ()
 
 
@@ -53,10 +55,37 @@ class RaceNote(msgspec.Struct, frozen=True):
     outcome: msgspec.Raw
 
 
+class CallNote(msgspec.Struct, frozen=True):
+    """A child has ended.
+
+    Attributes:
+        status: With which it ended.
+        child: Its id.
+        payload: Of its ending.
+        position: Of the event in this process's mailbox that told of it.
+    """
+
+    status: Status
+    child: str
+    payload: msgspec.Raw
+    position: int
+
+
 class TimeoutNote(msgspec.Struct, frozen=True):
     """A timeout was left: because its time was over, or before."""
 
     expired: bool
+
+
+class ReportNote(msgspec.Struct, frozen=True, array_like=True):
+    """The process has told how far it is.
+
+    Attributes:
+        count: How often it had done so in that run.
+    """
+
+    count: int
+    value: msgspec.Raw
 
 
 class RetryNote(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -88,10 +117,16 @@ class CancelNote(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class EventNote(msgspec.Struct, frozen=True, array_like=True):
-    """A durable call consumed an event."""
+    """A durable call consumed an event.
+
+    Attributes:
+        position: Of the event in the mailbox, for a retry that gives it back; 0 where it
+            was not noted.
+    """
 
     name: str
     payload: msgspec.Raw
+    position: int = 0
 
 
 class DelayNote(msgspec.Struct, frozen=True):
@@ -100,6 +135,27 @@ class DelayNote(msgspec.Struct, frozen=True):
     desired_at: datetime
     actual_at: datetime
     on_time: bool
+
+
+class DecisionNote(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The function has raised, and what its steps have done is to be undone.
+
+    Attributes:
+        error: The recorded error that left the function.
+        undos: (key, index) of the steps to undo, the latest first.
+        cancelled: Whether the process ends as cancelled rather than as failed.
+    """
+
+    error: msgspec.Raw
+    undos: tuple[tuple[str, int], ...]
+    cancelled: bool = False
+
+
+class TerminatedNote(msgspec.Struct, frozen=True):
+    """The process was terminated from outside; the payload of its ending."""
+
+    reason: str | None
+    output: msgspec.Raw
 
 
 encode = msgspec.json.encode

@@ -5,13 +5,16 @@ from typing import Any
 
 import durabletask._steps as _steps
 from durabletask._limits import check_name
+from durabletask._process_children import ChildCalls
+from durabletask._process_map import MapCalls
+from durabletask._process_state import StateCalls
 from durabletask._process_steps import StepCalls
 from durabletask._process_waits import WaitCalls
 
 _log = logging.getLogger("durabletask.process")
 
 
-class Process(StepCalls, WaitCalls):
+class Process(StepCalls, MapCalls, WaitCalls, ChildCalls, StateCalls):
     """The process, as its function sees it.
 
     Every durable call is recorded under a key of 1 to 255 bytes of UTF-8. When
@@ -29,7 +32,7 @@ class Process(StepCalls, WaitCalls):
     @property
     def resuming(self) -> bool:
         """Whether the run still has recorded calls to recall."""
-        return self._run.journal.unasked > 0
+        return self._run.journal.unasked > 0 or self._run.collecting
 
     @property
     def log(self) -> "ProcessLogger":

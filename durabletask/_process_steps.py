@@ -3,21 +3,26 @@
 A thin face: it checks arguments, makes the call object and hands over.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from functools import partial
 from inspect import isawaitable
 from typing import Any, TypeVar, TypeVarTuple, overload
 
+import durabletask._compensation as _compensation
 import durabletask._steps as _steps
 import durabletask._transaction as _transaction
-from durabletask._codec import ANY
+from durabletask._codec import ANY, Shape
 from durabletask._durable_call import Calls, DurableCall, checked_seconds
+from durabletask._errors import InvalidArgumentError
 from durabletask._limits import check_name
 from durabletask._model import Kind
+from durabletask._once import begun_once, watched
 from durabletask._plain_step import plain_step, step
 from durabletask._refused import transactions_of
 from durabletask._retry import RetryPolicy
+from durabletask._run import Run
+from durabletask._undos import UndoCall
 from durabletask._variable import Var, variable
 
 T = TypeVar("T")
@@ -40,6 +45,8 @@ class StepCalls(Calls):
         *args: *Ts,
         retry: RetryPolicy | None = None,
         timeout: timedelta | float | None = None,
+        undo: Callable[[T], object] | None = None,
+        at_most_once: bool = False,
     ) -> DurableCall[T]: ...
     @overload
     def do(
@@ -49,6 +56,8 @@ class StepCalls(Calls):
         *args: *Ts,
         retry: RetryPolicy | None = None,
         timeout: timedelta | float | None = None,
+        undo: Callable[[T], object] | None = None,
+        at_most_once: bool = False,
     ) -> DurableCall[T]: ...
     def do(
         self,
@@ -57,6 +66,8 @@ class StepCalls(Calls):
         *args: *Ts,
         retry: RetryPolicy | None = None,
         timeout: timedelta | float | None = None,
+        undo: Callable[[Any], object] | None = None,
+        at_most_once: bool = False,
     ) -> DurableCall[Any]:
         """Run a step, or return or raise its recorded outcome.
 
@@ -69,12 +80,23 @@ class StepCalls(Calls):
             *args: Its positional arguments; `functools.partial` for keywords.
             retry: When to try again; None for the default of the process or host.
             timeout: Of one attempt; `timedelta` or seconds.
+            undo: Takes back what the step has done: `undo(result)`, async or
+                sync. Called, as a step of its own, when an error leaves the
+                process function after this step has succeeded; the latest
+                step first. It has the step's `retry` and `timeout`, and
+                without any policy tries again for some minutes. A step with
+                an undo is not cut off by user code that cancels it: it is let
+                finish, within its `timeout`, so that it is known what to undo.
+            at_most_once: Record that it starts before `fn` runs. If the host dies
+                before the outcome is recorded, `fn` does not run again.
 
         Raises:
             StepError: The recorded failure of the step, or the class itself
                 where it is listed in `ProcessHost(errors=[…])`.
+            StepInterruptedError: An `at_most_once` step was begun, and its
+                host died; recorded.
             InvalidArgumentError: `fn` cannot be a step or does not take the
-                arguments; nothing was recorded.
+                arguments, or `retry` with `at_most_once`; nothing was recorded.
         """
         run = self._run
         services = run.services
@@ -84,16 +106,29 @@ class StepCalls(Calls):
         if type(key) is not str or not (key.isascii() and key.isprintable() and 0 < len(key) < 256):
             check_name("key", key)
         policy = retry or run.retry
-        if policy is None and timeout is None and spec.is_async and not services.observers:
+        if (
+            policy is None
+            and timeout is None
+            and undo is None
+            and not at_most_once
+            and spec.is_async
+            and not services.observers
+        ):
             # As `DurableCall(…)`, in half the time.
             call: DurableCall[Any] = _new(DurableCall)
             call.kind, call.key = _DO, key
             call._body = plain_step(run, key, spec, fn, args)  # noqa: SLF001  (we make it)
             return call
         body: Callable[[], Any] = partial(_steps.call_function, run, spec, fn, args)
-        if timeout is not None:
-            body = _steps.timed(body, checked_seconds("timeout", timeout))
-        return DurableCall(Kind.DO, key, step(run, Kind.DO, key, body, spec.returns, policy))
+        timeout_s = None if timeout is None else checked_seconds("timeout", timeout)
+        if timeout_s is not None:
+            body = _steps.timed(body, timeout_s)
+        kept = None if undo is None else _compensation.undo_call(run, undo, policy, timeout_s)
+        if at_most_once:
+            _check_no_retry(key, retry)
+            body, policy = begun_once(run, key, body), None
+        make = partial(_long_step, run, key, body, spec.returns, policy, kept)
+        return DurableCall(Kind.DO, key, watched(run, key, make) if at_most_once else make())
 
     @overload
     def get(
@@ -202,6 +237,27 @@ class StepCalls(Calls):
         shape = self._run.services.codec.shape(ANY if type is None else type)
         return DurableCall(
             Kind.VAR, check_name("key", key), variable(self._run, key, shape, default)
+        )
+
+
+def _long_step(
+    run: Run,
+    key: str,
+    body: Callable[[], Any],
+    shape: Shape,
+    retry: RetryPolicy | None,
+    undo: UndoCall | None,
+) -> Coroutine[Any, Any, Any]:
+    if undo is None:
+        return step(run, Kind.DO, key, body, shape, retry)
+    return _compensation.undoable_step(run, key, body, shape, retry, undo)
+
+
+def _check_no_retry(key: str, retry: RetryPolicy | None) -> None:
+    if retry is not None:
+        raise InvalidArgumentError(
+            f"step {key!r} has both at_most_once and retry",
+            hint="a step that is tried again is begun more than once: leave one of them out",
         )
 
 

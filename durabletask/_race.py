@@ -14,6 +14,7 @@ import msgspec
 
 import durabletask._waits as _waits
 from durabletask._branch import Branch, Branches, Won
+from durabletask._culprits import mark
 from durabletask._durable_call import DurableCall, DurableWait
 from durabletask._errors import InvalidArgumentError, KeyConflictError, NonDeterminismError
 from durabletask._model import NO_INDEX, Checkpoint, Event, Form, Kind
@@ -270,7 +271,7 @@ def _result(
     note = _waits.decode_note(run, held, RaceNote)
     for leaf in leaves:
         if (leaf.path, leaf.kind) == (note.path, note.kind):
-            return _nested(calls, leaf, bytes(note.outcome))
+            return _nested(held, calls, leaf, bytes(note.outcome))
     raise run.quarantine(
         NonDeterminismError(
             f"race {held.key!r} is recorded as won by {note.kind.value} {'/'.join(note.path)!r}, "
@@ -280,13 +281,19 @@ def _result(
     )
 
 
-def _nested(calls: tuple[DurableWait[Any], ...], leaf: _Leaf, outcome: bytes) -> RaceResult:
+def _nested(
+    held: Checkpoint, calls: tuple[DurableWait[Any], ...], leaf: _Leaf, outcome: bytes
+) -> RaceResult:
     """Return the result of the outermost race, with those of the nested ones in it."""
     sides = [calls]
     sides += [cast("Branches", call.branch).calls for call in leaf.calls[:-1]]
 
     def came_of() -> Any:
-        return leaf.branch.unseal(leaf.path[-1], outcome)
+        try:
+            return leaf.branch.unseal(leaf.path[-1], outcome)
+        except Exception as error:
+            mark(error, held)
+            raise
 
     result = RaceResult(leaf.path[-1], leaf.places[-1], sides[-1], came_of)
     for depth in range(len(sides) - 2, -1, -1):

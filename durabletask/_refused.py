@@ -4,6 +4,8 @@ from durabletask._errors import (
     InvalidArgumentError,
     MailboxFullError,
     ProcessBusyError,
+    ProcessError,
+    ProcessExistsError,
     ProcessFinishedError,
 )
 from durabletask._model import Created, Delivered, NewEvent, Refusal
@@ -41,20 +43,28 @@ def raise_busy(process_id: str, answer: Created | Delivered) -> None:
 
 def raise_refused(answer: Delivered, event: NewEvent, mailbox_max: int) -> None:
     """Raise what tells why an event was not stored, if it was not."""
-    process_id = event.process_id
-    match answer.refused:
-        case None:
-            return
+    if answer.refused is not None:
+        raise why_not(answer.refused, event.process_id, mailbox_max)
+
+
+def why_not(refused: Refusal, process_id: str, mailbox_max: int) -> ProcessError:
+    """Return what tells why another process could not be spawned or sent an event."""
+    match refused:
         case Refusal.UNKNOWN_PROCESS:
-            raise unknown(process_id)
+            return unknown(process_id)
+        case Refusal.OTHER_ORIGIN:
+            return ProcessExistsError(
+                process_id,
+                f"process {process_id!r} exists already, and this call has not spawned it",
+                hint="leave process_id= out, or make it one that nothing else can have",
+            )
         case Refusal.MAILBOX_FULL:
-            raise MailboxFullError(
+            return MailboxFullError(
                 process_id,
                 f"process {process_id!r} has {mailbox_max:,} unconsumed events",
                 hint="let it consume them, or raise Limits(mailbox_max=)",
             )
         case _:
-            raise ProcessFinishedError(
-                process_id,
-                f"event {event.name!r} came too late: process {process_id!r} has ended",
+            return ProcessFinishedError(
+                process_id, f"process {process_id!r} has ended and takes no more events"
             )

@@ -7,6 +7,7 @@ and who started the run (`_runner`).
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -15,17 +16,19 @@ import msgspec
 import durabletask._notes as _notes
 from durabletask._caller import check_caller
 from durabletask._codec import Shape
+from durabletask._culprits import mark
 from durabletask._deadline import due_at_new_call, fire_again, fired
 from durabletask._errors import (
     DecodeError,
     LimitExceededError,
     NonDeterminismError,
+    ProcessCancelledError,
     ProcessInterrupted,
     ProgramError,
     StorageError,
 )
-from durabletask._lifecycle import Lifecycle, Phase
-from durabletask._model import DONE, NO_INDEX, Checkpoint, Claimed, Form, Kind, UnitOutcome
+from durabletask._lifecycle import CancelMet, Lifecycle, Meeting, Outside, Phase
+from durabletask._model import DONE, NO_INDEX, Checkpoint, Claimed, Form, Kind, Status, UnitOutcome
 from durabletask._retry import RetryPolicy
 from durabletask._services import Services
 
@@ -38,13 +41,15 @@ RELIVE_GRACE_S = 60.0
 class Run(Lifecycle):
     """One process in memory, in one epoch, with what its durable calls record and recall."""
 
-    __slots__ = ("_overtaken", "deadlines")
+    __slots__ = ("_overtaken", "deadlines", "reports")
 
     def __init__(self, services: Services, claimed: Claimed, retry: RetryPolicy | None) -> None:
         super().__init__(services, claimed, retry)
         self._overtaken: dict[asyncio.Task[Any], int] | None = None
         self.deadlines = 0
         """Durable timeouts in which the next new call must be looked at before it begins."""
+        self.reports = 0
+        """How often the process has reported its progress in this run."""
 
     # --- may a call begin, and what is recorded -------------------------------------------
 
@@ -56,11 +61,17 @@ class Run(Lifecycle):
             WrongContextError: The process function has ended.
             CancelledError: A cancellation that a result had overtaken is met here, or the
                 end of a durable timeout that had come while nothing ran.
+            ProcessCancelledError: A request from outside is met here, and recorded.
         """
+        if self._phase is Phase.COLLECTING:
+            await self._stay_recorded(key, index)
+            return
         await self.stay_open(key)
         if self.deadlines:
             await self._meet_deadline(kind, key, index)
         await self._meet_overtaken(kind, key, index)
+        if self.outside is not None and self.outside.cancel_reason is not None:
+            await self._meet_cancel(kind, key, index)
 
     def ask(self, kind: Kind, key: str, index: int = NO_INDEX) -> Checkpoint | None:
         """Return what is recorded under a key, or None if the call is to run now.
@@ -82,7 +93,10 @@ class Run(Lifecycle):
     def regate(self) -> None:
         """Let calls begin at once again, unless there is still something to look at before."""
         self.gated = bool(
-            self._phase is not Phase.OPEN or self._overtaken is not None or self.deadlines
+            self._phase is not Phase.OPEN
+            or self._overtaken is not None
+            or self.deadlines
+            or (self.outside is not None and self.outside.cancel_reason is not None)
         )
 
     def check_caller(self, key: str) -> None:
@@ -95,6 +109,7 @@ class Run(Lifecycle):
             if held.form is Form.VALUE:
                 return shape.decode(held.payload)
             error = self.services.failures.decode(held.payload)
+            mark(error, held)
         except DecodeError as problem:
             raise self.quarantine(
                 DecodeError(f"key {held.key!r}: {problem}", hint=problem.hint)
@@ -139,7 +154,9 @@ class Run(Lifecycle):
 
     # --- recording ---------------------------------------------------------------------------
 
-    async def record(self, checkpoint: Checkpoint, consumes: tuple[int, ...] = ()) -> Checkpoint:
+    async def record(
+        self, checkpoint: Checkpoint, consumes: tuple[int, ...] = (), **more: Any
+    ) -> Checkpoint:
         """Make a checkpoint durable and return what the storage holds under its key.
 
         A cancellation by user code does not interrupt this: the record comes
@@ -150,7 +167,7 @@ class Run(Lifecycle):
                 interrupt, a value or an error, is not to be recorded.
         """
         self.check_interrupted()
-        answer = self.submit((checkpoint,), consumes)
+        answer = self.submit((checkpoint,), consumes, **more)
         try:
             outcome = await answer
         except (asyncio.CancelledError, StorageError):
@@ -162,8 +179,31 @@ class Run(Lifecycle):
     ) -> UnitOutcome:
         """Return the outcome of a unit whose wait was cancelled, and take note of that."""
         outcome = await self._follow(answer)
-        await self._overtake(checkpoint.key, checkpoint.index)
+        await self.overtake(checkpoint.key, checkpoint.index)
         return outcome
+
+    async def note(self, checkpoint: Checkpoint) -> None:
+        """Make durable what stands beside the calls; it has no outcome to be cancelled.
+
+        A cancellation by user code is met at the task's next durable call.
+        """
+        self.check_interrupted()
+        answer = self.submit((checkpoint,))
+        try:
+            outcome = await answer
+        except (asyncio.CancelledError, StorageError):
+            outcome = await self._follow(answer)
+            self._note_overtaken()
+        if outcome is not DONE:
+            self.held(outcome, checkpoint)
+
+    def forget_overtaken(self, tasks: "Iterable[asyncio.Task[Any]]") -> None:
+        """Forget the cancellations that tasks would have met, had they not ended."""
+        if self._overtaken is not None:
+            for task in tasks:
+                self._overtaken.pop(task, None)
+            self._overtaken = self._overtaken or None
+            self.regate()
 
     async def record_cancelled(self, kind: Kind, key: str, index: int) -> Checkpoint | None:
         """Record that user code cancelled a call, before the cancellation propagates.
@@ -174,16 +214,29 @@ class Run(Lifecycle):
 
         Raises:
             ProcessInterrupted: It was not user code but an interrupt.
+            ProcessCancelledError: It was a request from outside, which is
+                recorded for all waits that it met.
         """
         self.check_interrupted()
+        if self.outside is not None and self.outside.meeting is not None:
+            await self._join(self.outside.meeting, kind, key, index)
         note = self._cancel_note(kind, key, index, Form.CANCELLED)
         outcome = await self._follow(self.submit((note,)))
         if outcome.refused is not None:
             self.held(outcome, None)
         if not outcome.held or outcome.held[0].form is Form.CANCELLED:
             return None
-        await self._overtake(key, index)
+        await self.overtake(key, index)
         return outcome.held[0]
+
+    async def decide(self, decision: Checkpoint) -> Checkpoint:
+        """Record that the process is to be undone, and return what the storage holds of that.
+
+        Raises:
+            ProcessInterrupted: The run unwinds.
+        """
+        self.check_interrupted()
+        return self.held(await self._follow(self.submit_decision(decision)), decision)
 
     def held(self, outcome: UnitOutcome, checkpoint: Checkpoint | None) -> Checkpoint:
         """Return the checkpoint that the storage holds, given its answer to a unit."""
@@ -194,6 +247,90 @@ class Run(Lifecycle):
         # Somebody else has the process now, or has ended it: nothing of ours counts any more.
         self.interrupt()
         raise ProcessInterrupted(f"process {self.process_id!r}: {outcome.refused}")
+
+    # --- cancelled from outside --------------------------------------------------------------
+
+    def cancel(self, reason: bytes) -> None:
+        """Let a request from outside be met: by all open waits, or else by the next new call.
+
+        A step in flight is let finish, since its result is what undoing it needs.
+        """
+        if self._phase is not Phase.OPEN or self.recorded is Status.COMPENSATING:
+            return
+        outside = self.outside = self.outside or Outside()
+        if outside.cancel_reason is not None:
+            return
+        outside.cancel_reason = reason
+        self.gated = True
+        waits = [future for future, _ in self._open_waits() if not future.done()]
+        if not waits:
+            return
+        outside.meeting = meeting = Meeting(self.services.loop)
+        for future in waits:
+            future.set_exception(CancelMet())
+            future.exception()  # its task may be cancelled before it looks; then nobody else would
+        # Behind the tasks that were woken just now.
+        self.services.loop.call_soon(self._met, meeting)
+
+    async def _join(self, meeting: Meeting, kind: Kind, key: str, index: int) -> None:
+        """Record, together with the others, that the wait of this task was met; raise that."""
+        task = asyncio.current_task()
+        if task is None or task not in meeting.tasks:
+            return
+        meeting.tasks.discard(task)
+        checkpoint = self._cancelled(kind, key, index)
+        meeting.checkpoints.append(checkpoint)
+        while not meeting.answer.done():
+            try:
+                await asyncio.shield(meeting.answer)
+            except asyncio.CancelledError:
+                self.check_interrupted()
+                self._note_overtaken()
+        outcome = meeting.answer.result()
+        if outcome.held:
+            self.interrupt()  # claimed anew, it recalls what is held
+        self.check_interrupted()
+        self.unseal(self.held(outcome, checkpoint), self.services.any_shape)
+
+    def _met(self, meeting: Meeting) -> None:
+        """Record for all waits at once that they were met."""
+        outside = self.outside
+        if outside is None or self.interrupted:
+            return
+        if not meeting.checkpoints:
+            outside.meeting = None  # user code was quicker; the next new call meets it
+            return
+        outside.cancel_reason = None
+        answer = self.submit(tuple(meeting.checkpoints), meets_cancel=True)
+
+        def tell(answer: "asyncio.Future[UnitOutcome]") -> None:
+            outside.meeting = None
+            self.regate()
+            if answer.cancelled() or answer.exception() is not None:
+                self.interrupt()
+                meeting.answer.set_result(DONE)
+            else:
+                meeting.answer.set_result(answer.result())
+
+        answer.add_done_callback(tell)
+
+    async def _meet_cancel(self, kind: Kind, key: str, index: int) -> None:
+        """Raise a request from outside at this call, if it is a new one."""
+        outside = self.outside
+        if outside is None or outside.meeting is not None or not self.journal.is_new(key, index):
+            return
+        self.ask(kind, key, index)
+        checkpoint = self._cancelled(kind, key, index)
+        outside.cancel_reason = None
+        self.regate()
+        held = await self.record(checkpoint, meets_cancel=True)
+        self.unseal(held, self.services.any_shape)
+
+    def _cancelled(self, kind: Kind, key: str, index: int) -> Checkpoint:
+        assert self.outside is not None
+        reason = msgspec.json.decode(self.outside.cancel_reason or b"null")
+        error = ProcessCancelledError(str(reason or "the process was cancelled"))
+        return Checkpoint(kind, key, index, Form.ERROR, self.services.failures.encode(error))
 
     def check_steps(self, count: int) -> None:
         """Warn of too many checkpoints, and refuse what is beyond the limit."""
@@ -233,8 +370,8 @@ class Run(Lifecycle):
         note = _notes.CancelNote(after_s, fired(self))
         return Checkpoint(kind, key, index, form, _notes.encode(note))
 
-    async def _overtake(self, key: str, index: int) -> None:
-        """Take note, durably where it must be, that a result has overtaken a cancellation."""
+    async def overtake(self, key: str, index: int) -> None:
+        """Take note, durably where it must be, that an outcome has overtaken a cancellation."""
         if self._note_overtaken() is not self.task:
             # `gather` and `TaskGroup` cancel their caller too once their tasks have ended,
             # results or not. A later run has to be cancelled in the same place.
@@ -250,6 +387,23 @@ class Run(Lifecycle):
             self._overtaken[task] = task.cancelling()
             self.gated = True
         return task
+
+    async def _stay_recorded(self, key: str, index: int) -> None:
+        """Let a call pass that only recalls; hold one that is new until all undos are known."""
+        undos = self.undos
+        if undos is None or not self.journal.is_new(key, index):
+            if undos is not None:
+                undos.asked_s = self.services.loop.time()
+            return
+        undos.held += 1
+        if asyncio.current_task() is undos.function:
+            undos.stuck = True
+            undos.wake()
+        try:
+            await self.hold(None, self.services.loop.create_future())
+        except asyncio.CancelledError:
+            undos.held -= 1
+            raise
 
     async def _meet_deadline(self, kind: Kind, key: str, index: int) -> None:
         """Let a durable timeout that is over take effect at the first new call in it."""

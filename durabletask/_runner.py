@@ -5,7 +5,10 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+import durabletask._compensation as _compensation
+from durabletask._culprits import with_culprits
 from durabletask._errors import DecodeError, ProcessQuarantinedError, SerializationError
+from durabletask._failure import was_cancelled
 from durabletask._model import Ending, Form, Status
 from durabletask._process import Process
 from durabletask._registry import Definition
@@ -32,21 +35,33 @@ async def execute(run: Run, definition: Definition) -> Ending | None:
     # One coroutine around the function and not two, and its arguments kept by nobody else:
     # a host may hold a hundred thousand of these.
     ending = None
+    raised: BaseException | None = None
     body = _begin(run, definition)
-    if body is not None:
+    if body is not None and _compensation.is_decided(run):
+        ending = await _compensation.carry_on(run, body)
+    elif body is not None:
         try:
             value = await body
         except OUTCOMES as error:
-            ending = _raised(run, error)
+            raised = error
         except (KeyboardInterrupt, SystemExit) as error:
             run.leave_program(error)
         else:
             ending = _returned(run, definition, value)
+    if raised is not None:
+        if run.undos:
+            ending = await _compensation.begin(run, raised)
+        if ending is None:
+            ending = _raised(run, raised)
+        raised = None  # its traceback holds this frame
     run.unwound = True
     if run.fatal is not None:
         raise run.fatal
     if run.quarantine_error is not None:
         ending = _set_aside(run, run.quarantine_error)
+    elif run.outside is not None and run.outside.restart is not None:
+        await run.begin_anew()
+        return None
     if ending is None or not await run.conclude(ending):
         return None
     return ending
@@ -79,7 +94,9 @@ def _raised(run: Run, error: BaseException) -> Ending | None:
     if not run.end():
         return None
     _warn_never_asked(run)
-    return Ending(Status.FAILED, Form.ERROR, run.services.failures.encode(error))
+    status = Status.CANCELLED if was_cancelled(error) else Status.FAILED
+    payload = with_culprits(run.services.failures.encode(error), error)
+    return Ending(status, Form.ERROR, payload)
 
 
 def _returned(run: Run, definition: Definition, value: object) -> Ending | None:

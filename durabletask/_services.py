@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from random import Random
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from durabletask._lease import Trust
 from durabletask._limits import Limits
 from durabletask._model import Ending
 from durabletask._observe import Observer
+from durabletask._registry import Registry
 from durabletask._timers import Timers
 from durabletask._writer import Writer
 
@@ -42,6 +43,7 @@ class Services:
     now: Callable[[], datetime]
     monotonic_s: Callable[[], float]
     random: Random
+    registry: Registry
     codec: Codec
     any_shape: Shape
     failures: Failures
@@ -51,3 +53,5 @@ class Services:
     observers: tuple[Observer, ...]
     on_interrupt: Callable[[Any], None]
     on_left: Callable[[Any, "asyncio.Task[Ending | None]"], None]
+    once: set[tuple[str, str]] = field(default_factory=set)
+    """The at_most_once steps in flight, by process_id and key."""

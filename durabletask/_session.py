@@ -19,9 +19,11 @@ from weakref import WeakSet
 from durabletask._callable import Callables
 from durabletask._clock import Clock
 from durabletask._codec import Codec
+from durabletask._control import to_cancel
 from durabletask._errors import (
     HostStateError,
     LeaseLostError,
+    ProcessBusyError,
     StorageError,
     StorageFailedError,
     StorageRewoundError,
@@ -38,9 +40,12 @@ from durabletask._model import (
     Event,
     Leave,
     NewProcess,
+    ProcessRow,
+    Refusal,
     Status,
 )
 from durabletask._observe import Observer, ProcessChange, tell
+from durabletask._overdue import Overdue
 from durabletask._registry import Registry
 from durabletask._repeat import BACKOFF_MAX_S, BACKOFF_MIN_S, MAY_PASS, loudness, repeat_unknown
 from durabletask._retry import RetryPolicy
@@ -49,6 +54,7 @@ from durabletask._runner import damaged, execute, quarantined, unwind
 from durabletask._services import Services
 from durabletask._storage import Hints, ProcessStorage
 from durabletask._timers import Timers
+from durabletask._transitions import FINISHED
 from durabletask._writer import Writer
 
 _log = logging.getLogger("durabletask")
@@ -104,7 +110,7 @@ class Session:
         # The position that a run's mailbox reaches when every event that was hinted is handed over.
         self._expected: dict[str, int] = {}
         # News of a process whose creation the storage has acknowledged and we have not yet heard.
-        self._early: dict[str, list[Event]] = {}
+        self._early: dict[str, list[Claimed]] = {}
         self._creating = False
         # Creation ids of those whose answer was lost: they may have happened.
         self._unsure: set[str] = set()
@@ -134,6 +140,7 @@ class Session:
         self._creations: GroupCommit[NewProcess, Created] = GroupCommit(self._create, CREATE_MAX)
         self.create = self._creations.submit
         self._timers = Timers(self._loop, self._trust.now, config.clock.recheck_s)
+        self._overdue = Overdue(self._timers, self._cancel)
         self._services = self._make_services()
         self._unsubscribe = (
             config.storage.subscribe(self._hint)
@@ -188,12 +195,21 @@ class Session:
                 drain_s,
                 ", ".join(names[:IDS_NAMED_MAX]),
             )
+            once = sorted(f"{id!a} {key!a}" for id, key in self._services.once)
+            if once:
+                _log.warning(
+                    "drain: %d of these steps are at_most_once: they do not run again, and fail "
+                    "with StepInterruptedError: %s",
+                    len(once),
+                    ", ".join(once[:IDS_NAMED_MAX]),
+                )
 
     async def close(self) -> None:
         """End the session at once; what it still holds is for others to claim."""
         _sessions.discard(self)
         self._unsubscribe()
         error = HostStateError("the host has stopped")
+        await self._overdue.close()
         self._timers.close()
         self._trust.close()
         await self._end_tasks([self._claiming, self._renewing])
@@ -355,8 +371,16 @@ class Session:
             run.quarantine(damaged(run.process_id, claimed.damage))
         elif run is not None:
             run.mailbox.add(claimed.events)
+            self._heed(run, claimed.row)
         elif self._creating:
-            self._early.setdefault(claimed.row.process_id, []).extend(claimed.events)
+            self._early.setdefault(claimed.row.process_id, []).append(claimed)
+
+    def _heed(self, run: Run, row: ProcessRow) -> None:
+        """Do what was asked of a process from outside."""
+        if row.status in FINISHED or row.status is Status.SUSPENDED:
+            run.stand_back(at_once=row.status in FINISHED)
+        elif row.cancel_reason is not None and not row.cancel_met:
+            run.cancel(row.cancel_reason)
 
     def _new_id(self) -> str:
         return f"{self._config.random.getrandbits(128):032x}"
@@ -370,13 +394,15 @@ class Session:
             return
         run = Run(self._services, claimed, definition.retry or self._config.retry)
         self.runs[row.process_id] = run
-        if self._early:
-            run.mailbox.add(self._early.pop(row.process_id, ()))
+        if row.deadline_at is not None:
+            self._overdue.watch(row.process_id, row.deadline_at)
         if claimed.damage is not None:
             run.quarantine_error = damaged(row.process_id, claimed.damage)
         body = execute(run, definition)
         run.task = self._loop.create_task(body, name=row.process_id)
         run.task.add_done_callback(run)
+        for news in self._early.pop(row.process_id, ()) if self._early else ():
+            self._news(news)
         if self._config.observers:
             resumed = bool(claimed.checkpoints)
             change = ProcessChange(row.process_id, row.name, Status.RUNNING, resumed)
@@ -384,6 +410,7 @@ class Session:
 
     def _left(self, run: Run, task: "asyncio.Task[Ending | None]") -> None:
         self.runs.pop(run.process_id, None)
+        self._overdue.forget(run.process_id)
         if self._full:
             self._look.set()
         ending = None
@@ -396,8 +423,11 @@ class Session:
                 _log.error("process %s: the engine failed", ascii(run.process_id), exc_info=error)
                 run.submit(ending=quarantined(run, error))
         if ending is None and not (self._draining or self.broken.done()):
-            # Interrupted by a refusal: to be claimed anew, but not at once and over and over.
-            self._loop.call_later(RELEASE_PAUSE_S, self._release, run)
+            if run.outside is None or not run.outside.leaves:
+                # Interrupted by a refusal: to be claimed anew, but not at once and over and over.
+                self._loop.call_later(RELEASE_PAUSE_S, self._release, run)
+            elif run.outside.restart is None:
+                self._release(run)
         if ending is not None:
             self._expected.pop(run.process_id, None)
         self._config.on_left(run.process_id, ending)
@@ -410,6 +440,15 @@ class Session:
     def _release(self, run: Run) -> None:
         if not (self._draining or self.broken.done()):
             run.submit(leave=Leave.RELEASED)
+
+    async def _cancel(self, process_id: str, reason: str) -> None:
+        """Ask the storage to cancel a process; its answer comes as news, or it has ended."""
+        config = self._config
+        control = to_cancel(process_id, self._new_id(), reason, config.failures)
+        (answer,) = await repeat_unknown(lambda: config.storage.request([control]))
+        if answer.refused is Refusal.BUSY:
+            raise ProcessBusyError(f"process {process_id!r} is busy")
+        self._look.set()
 
     def _make_services(self) -> Services:
         config = self._config
@@ -424,6 +463,7 @@ class Session:
             now=self._trust.now,
             monotonic_s=config.clock.monotonic_s,
             random=config.random,
+            registry=config.registry,
             codec=config.codec,
             any_shape=config.codec.shape(),
             failures=config.failures,

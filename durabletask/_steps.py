@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,12 +20,14 @@ from durabletask._errors import (
     StepTimeoutError,
     WrongContextError,
 )
+from durabletask._heartbeat import say
 from durabletask._model import NO_INDEX, Checkpoint, Form, Kind
 from durabletask._notes import RETRY_ERRORS_MAX, RetryNote, encode
 from durabletask._observe import Phase, StepChange, tell
 from durabletask._retry import RetryPolicy
 from durabletask._run import Run
 from durabletask._transaction import Committed
+from durabletask._undos import Undo, UndoCall
 
 _log = logging.getLogger("durabletask")
 
@@ -42,6 +44,9 @@ class Step(msgspec.Struct, eq=False):
         index: Its place in a series, or -1.
         attempt: Which attempt this is, from 1, counted across restarts.
         previous_error: How the attempt before failed, or None.
+        kind: Of the durable call.
+        heartbeat_details: What the last `heartbeat` of the attempts before said,
+            on another host or before a crash too; None if there was none.
     """
 
     # A Struct since it is made at every step, and is made in half the time.
@@ -50,6 +55,9 @@ class Step(msgspec.Struct, eq=False):
     index: int = NO_INDEX
     attempt: int = 1
     previous_error: Exception | None = None
+    kind: Kind = Kind.DO
+    heartbeat_details: Any = None
+    _said: Checkpoint | None = None
 
     @property
     def process_id(self) -> str:
@@ -58,14 +66,48 @@ class Step(msgspec.Struct, eq=False):
 
     @property
     def idempotency_key(self) -> str:
-        """A name for this step's effect: the same at every attempt and after every crash."""
-        return idempotency_key(self.run, self.key, self.index)
+        """A name for this step's effect: the same at every attempt and after every crash.
+
+        That of its undo is another one.
+        """
+        return idempotency_key(self.run, self.key, self.index, self.kind)
+
+    def heartbeat(self, details: object = None) -> Awaitable[None]:
+        """Record how far a long step is, for its next attempt: `await step.heartbeat(done)`.
+
+        Only the latest is kept. Each costs a record, so some seconds apart is
+        enough. In a synchronous step, on its thread, the call itself waits
+        until the record is durable, and there is nothing left to await.
+
+        Args:
+            details: What the next attempt finds in `heartbeat_details`: any value with an
+                exact JSON form.
+
+        Raises:
+            ProcessInterrupted: The run was interrupted: end, since nothing of
+                this attempt will be recorded any more.
+            SerializationError: The details have no exact JSON form; nothing was recorded.
+            WrongContextError: In a transaction, which would wait for itself.
+        """
+        if self.kind is Kind.TRANSACTION:
+            raise WrongContextError(
+                f"heartbeat() was called in transaction {self.key!r}",
+                hint="keep transactions short; do what takes long in a step before",
+            )
+        run = self.run
+        payload = run.services.codec.shape_of(details).encode(details, "details")
+        self._said = Checkpoint(
+            Kind.HEARTBEAT, self.key, self.index, Form.VALUE, payload, replaces=True
+        )
+        return say(run, self._said)
 
 
-def idempotency_key(run: Run, key: str, index: int = NO_INDEX) -> str:
+def idempotency_key(run: Run, key: str, index: int = NO_INDEX, kind: Kind = Kind.DO) -> str:
     """Name the effect of a durable call; another one after a restart or a new creation."""
     series = "" if index == NO_INDEX else f"[{index}]"
-    return f"{run.process_id}/{run.incarnation}.{run.generation}/{key}{series}"
+    # Not behind the key, where another step's key may say the same.
+    undo = ".undo" if kind is Kind.UNDO else ""
+    return f"{run.process_id}/{run.incarnation}.{run.generation}{undo}/{key}{series}"
 
 
 def current_step() -> Step:
@@ -86,7 +128,7 @@ def current_step() -> Step:
 class StepRun:
     """One step from its first attempt in this run to its recorded outcome."""
 
-    __slots__ = ("_body", "_index", "_key", "_kind", "_retry", "_run", "_shape")
+    __slots__ = ("_body", "_index", "_key", "_kind", "_retry", "_run", "_said", "_shape", "_undo")
 
     def __init__(
         self,
@@ -97,12 +139,14 @@ class StepRun:
         body: Callable[[], Any],
         shape: Shape,
         retry: RetryPolicy | None,
+        undo: UndoCall | None = None,
     ) -> None:
         """Prepare a step.
 
         Args:
             body: Makes one attempt; called without arguments, returns an awaitable.
             shape: Of its result.
+            undo: To be registered with its success.
         """
         self._run = run
         self._kind = kind
@@ -111,6 +155,8 @@ class StepRun:
         self._body = body
         self._shape = shape
         self._retry = retry
+        self._undo = undo
+        self._said = run.journal.take(Kind.HEARTBEAT, key, index)
 
     async def outcome(self) -> Any:
         """Make attempts until there is an outcome, record it, and return or raise it."""
@@ -131,7 +177,9 @@ class StepRun:
                 failure = as_failure(run, error, requests)
                 self._tell(attempt, Phase.CANCELLED if failure is None else Phase.FAILED, failure)
                 if failure is not None:
-                    note = self._next_note(attempt, failure, first_at, note)
+                    # Let finish although it was cancelled: whoever did that wants no more attempts.
+                    let = self._undo is not None and cancel_requests() > requests
+                    note = None if let else self._next_note(attempt, failure, first_at, note)
                 if failure is None or note is None:
                     return await settle(
                         run, self._kind, self._key, self._index, failure, self._shape
@@ -158,7 +206,11 @@ class StepRun:
             self._tell(attempt, Phase.FAILED, error)
             return await settle(run, self._kind, self._key, self._index, error)
         checkpoint = Checkpoint(self._kind, self._key, self._index, Form.VALUE, payload)
+        seq = run.seq + 1  # of the unit that `record` is about to make
         held = await run.record(checkpoint)
+        if self._undo is not None and run.undos is not None and held.form is Form.VALUE:
+            done = (run.epoch, seq) if held is checkpoint else (held.epoch, held.seq)
+            run.undos.register(Undo(self._undo, held, self._shape, done))
         run.step_ended()
         self._tell(attempt, Phase.SUCCEEDED)
         return value if held is checkpoint else run.unseal(held, self._shape)
@@ -166,7 +218,10 @@ class StepRun:
     async def _attempt(self, attempt: int, note: RetryNote | None) -> Any:
         run = self._run
         previous = run.services.failures.decode(bytes(note.errors[-1])) if note else None
-        token = STEP.set(Step(run, self._key, self._index, attempt, previous))
+        said = self._said
+        details = None if said is None else run.unseal(said, run.services.any_shape)
+        step = Step(run, self._key, self._index, attempt, previous, self._kind, details, said)
+        token = STEP.set(step)
         self._tell(attempt, Phase.STARTED)
         try:
             value = await self._body()
@@ -176,12 +231,16 @@ class StepRun:
             raise
         except OUTCOMES:
             STEP.reset(token)
+            self._said = step._said  # noqa: SLF001  (we made it)
             raise
         STEP.reset(token)
         return value
 
     async def _pause(self, due_at: datetime) -> None:
         run = self._run
+        if run.compensating and self._kind is not Kind.UNDO:
+            run.step_ended()  # a failed attempt and no more: the function is over
+            raise ProcessInterrupted
         if due_at <= run.services.now():
             return
         # Not in flight while it waits: nothing runs, and a drain need not wait for it.
@@ -193,7 +252,8 @@ class StepRun:
         except asyncio.CancelledError:
             await run.record_cancelled(self._kind, self._key, self._index)
             raise
-        await run.stay_open(self._key)
+        if self._kind is not Kind.UNDO:
+            await run.stay_open(self._key)
         run.step_begins()
 
     def _next_note(

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 import durabletask._waits as _waits
+from durabletask._culprits import mark
 from durabletask._deadline import OPEN, Deadline
 from durabletask._errors import ProcessInterrupted, WrongContextError
 from durabletask._model import NO_INDEX, Checkpoint, Form, Kind
@@ -109,7 +110,8 @@ class DurableTimeout:
             await run.recall(held)
         note = _waits.decode_note(run, held, TimeoutNote)
         if is_over or (note.expired and kind is None):
-            raise TimeoutError(f"timeout {self._key!r} was over at {deadline.due_at}") from error
+            over = TimeoutError(f"timeout {self._key!r} was over at {deadline.due_at}")
+            raise mark(over, held) from error
 
     def _begin(self) -> datetime:
         """Return when the time is over: as recorded, else from now on, and then it is recorded."""

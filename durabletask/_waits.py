@@ -86,7 +86,7 @@ async def event(
     else:
         # Tried before it is consumed: an event that does not fit stays where it is.
         value = fit(run, taken, shape)
-        payload = encode(EventNote(name, msgspec.Raw(taken.payload)))
+        payload = encode(EventNote(name, msgspec.Raw(taken.payload), taken.position))
         checkpoint = Checkpoint(Kind.EVENT, key, index, Form.VALUE, payload)
         held = await run.record(checkpoint, consumes=(taken.position,))
         if held is checkpoint:

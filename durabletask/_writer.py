@@ -230,6 +230,8 @@ def _split(units: list[Unit], bytes_max: int) -> Sequence[Sequence[Unit]]:
             total += len(checkpoint.payload)
         if unit.ending is not None:
             total += len(unit.ending.payload)
+        if unit.spawns or unit.sends:
+            total += _reach_bytes(unit)
     if total <= bytes_max:
         return [units]
     sizes = [_payload_bytes(unit) for unit in units]
@@ -248,4 +250,10 @@ def _payload_bytes(unit: Unit) -> int:
     size = 0 if unit.ending is None else len(unit.ending.payload)
     for checkpoint in unit.checkpoints:
         size += len(checkpoint.payload)
-    return size
+    return size + _reach_bytes(unit)
+
+
+def _reach_bytes(unit: Unit) -> int:
+    return sum(len(new.input) for new in unit.spawns) + sum(
+        len(event.payload) for event in unit.sends
+    )

@@ -1,0 +1,61 @@
+"""What is asked of a process from outside, as the records that cross the seam.
+
+Pure. Who asks, and what becomes of the answer, is told in `_requests`.
+"""
+
+from typing import Any
+
+import msgspec
+
+from durabletask._errors import ProcessCancelledError
+from durabletask._failure import Failures
+from durabletask._model import Action, Control, Ending, Form, Status
+from durabletask._notes import TerminatedNote, encode
+
+NULL = b"null"
+
+
+def to_cancel(process_id: str, request_id: str, reason: str | None, failures: Failures) -> Control:
+    """Return the request to cancel a process; one that was never started ends with it."""
+    error = ProcessCancelledError(reason or "the process was cancelled")
+    return Control(
+        process_id=process_id,
+        action=Action.CANCEL,
+        request_id=request_id,
+        reason=msgspec.json.encode(reason),
+        ending=Ending(Status.CANCELLED, Form.ERROR, failures.encode(error)),
+    )
+
+
+def to_terminate(
+    process_id: str, request_id: str, reason: str | None, output: bytes = NULL
+) -> Control:
+    """Return the request to end a process at once; `output` is an encoded value."""
+    note = TerminatedNote(reason, msgspec.Raw(output))
+    return Control(
+        process_id=process_id,
+        action=Action.TERMINATE,
+        request_id=request_id,
+        ending=Ending(Status.TERMINATED, Form.VALUE, encode(note)),
+    )
+
+
+def to_suspend(process_id: str, request_id: str, reason: str | None) -> Control:
+    """Return the request to let a process rest until it is resumed."""
+    return Control(
+        process_id=process_id,
+        action=Action.SUSPEND,
+        request_id=request_id,
+        reason=msgspec.json.encode(reason),
+    )
+
+
+def to_resume(process_id: str, request_id: str) -> Control:
+    """Return the request to let a suspended process go on."""
+    return Control(process_id=process_id, action=Action.RESUME, request_id=request_id)
+
+
+def text_of(reason: bytes | None) -> str | None:
+    """Return the reason that was given with a request, or None."""
+    decoded: Any = None if reason is None else msgspec.json.decode(reason)
+    return decoded if isinstance(decoded, str) else None
