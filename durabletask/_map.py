@@ -21,6 +21,7 @@ from typing import Any
 
 import durabletask._steps as _steps
 from durabletask._callable import CallSpec
+from durabletask._caller import STEP
 from durabletask._errors import ProcessInterrupted, ProgramError
 from durabletask._model import Checkpoint, Form, Kind
 from durabletask._retry import RetryPolicy
@@ -56,6 +57,13 @@ class Map:
         self._concurrency = concurrency or CONCURRENCY
         self._retry = retry
         self._timeout_s = timeout_s
+        self._plain = (
+            spec.is_async
+            and retry is None
+            and timeout_s is None
+            and not run.services.observers
+            and not run.journal.notes
+        )
         self._results: list[Any] = [None] * len(items)
         self._failures: dict[int, Exception] = {}
         self._open = True
@@ -175,8 +183,9 @@ class Map:
             self._open = False
 
     async def _step(self, index: int) -> Any:
-        run = self._run
-        item = self._items[index]
+        run, item = self._run, self._items[index]
+        if self._plain and run.services.trust.holds:
+            return await self._plain_step(index, item)
         body: Callable[[], Any] = partial(self._fn, item)
         if not self._spec.is_async:
             body = partial(_steps.call_function, run, self._spec, self._fn, (item,))
@@ -184,6 +193,28 @@ class Map:
             body = _steps.timed(body, self._timeout_s)
         step = _steps.StepRun(run, Kind.DO, self._key, index, body, self._spec.returns, self._retry)
         return await step.outcome()
+
+    async def _plain_step(self, index: int, item: Any) -> Any:
+        """Run an item as `plain_step` runs a step, with as few coroutines inside each other."""
+        run, key, shape = self._run, self._key, self._spec.returns
+        run.step_begins()
+        token = STEP.set(_steps.Step(run, key, index))
+        try:
+            payload, value = shape.record(await self._fn(item), "result")
+        except (KeyboardInterrupt, SystemExit) as error:
+            STEP.reset(token)
+            run.leave_program(error)
+            raise
+        except _steps.OUTCOMES as error:
+            STEP.reset(token)
+            # A worker that was asked to stop begins no item: the request came during this one.
+            failure = _steps.as_failure(run, error, 0)
+            return await _steps.settle(run, Kind.DO, key, index, failure)
+        STEP.reset(token)
+        checkpoint = Checkpoint(Kind.DO, key, index, Form.VALUE, payload)
+        held = await run.record(checkpoint)
+        run.step_ended()
+        return value if held is checkpoint else run.unseal(held, shape)
 
     async def _wait(self, tasks: "Sequence[asyncio.Task[None]]") -> None:
         """Wait until all tasks have ended, whoever is cancelled; pass each cancellation on."""

@@ -30,6 +30,7 @@ from benchmarks import (
     steps_postgres,
     takeover_postgres,
 )
+from benchmarks import map as map_items
 from benchmarks._bare import run_bare
 from benchmarks._bare_postgres import TABLES, run_bare_postgres
 from benchmarks._frame import BareFile, conclude, filesystem_of, options
@@ -53,6 +54,7 @@ ON_FILES = (
     engine_memory,
     event_latency,
     lone_step,
+    map_items,
     memory_resident,
     open_folder,
     resume,
