@@ -2,7 +2,8 @@
 
 A step's error is recorded like a result. A class that the host knows (`errors=`)
 comes back as itself, on the first run and after a restart, so a plain `except`
-is enough to write a saga.
+is enough to write a saga. Where no `except` knows the error, it leaves the
+function, and what has an `undo=` is taken back.
 
     python samples/money_transfer.py [folder]
 
@@ -15,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from durabletask import Process, ProcessHost, RetryPolicy
-from durabletask.errors import ProcessFailedError, StepError
+from durabletask.errors import ProcessFailedError
 from durabletask_filesystem import FileSystemStorage
 
 
@@ -64,7 +65,7 @@ PATIENT = RetryPolicy(attempts_max=3, delay_s=0.01)
 async def transfer(proc: Process, source: str, target: str, amount: Decimal) -> str:
     """Move money from one account to another, or leave everything as it was."""
     try:
-        debit = await proc.do("debit", bank.start_transfer, source, -amount)
+        debit = await proc.do("debit", bank.start_transfer, source, -amount, undo=bank.roll_back)
     except InsufficientFundsError as error:
         return f"refused: {error}"  # nothing has moved, nothing to undo
 
@@ -73,10 +74,7 @@ async def transfer(proc: Process, source: str, target: str, amount: Decimal) -> 
     except AccountFrozenError as error:
         await proc.do("undo debit", bank.roll_back, debit)
         return f"rolled back: {error}"
-    except StepError:
-        # Not an answer of the bank but no answer at all: undo, and let the process fail.
-        await proc.do("undo debit", bank.roll_back, debit)
-        raise
+    # No answer at all is another error: the process fails, and the debit is undone.
 
     await proc.do("complete", bank.complete, debit, credit)
     return "completed"
