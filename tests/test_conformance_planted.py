@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 import tests.planted_keeping
+import tests.planted_kin
+import tests.planted_requests
 import tests.planted_transactions
 import tests.planted_writing  # noqa: F401  (importing plants them)
 from durabletask.storage import (
@@ -21,6 +23,7 @@ from durabletask.storage import (
 from durabletask.testing import VirtualClock
 from durabletask.testing.conformance import StorageConformance
 from tests.engine.database import Database, DatabaseUser
+from tests.planted_named import NAMED
 from tests.planted_storage import PLANTS
 
 
@@ -82,8 +85,9 @@ def test_without_a_mistake_the_suite_passes() -> None:
     written = {name for name in dir(StorageConformance) if name.startswith("test_")}
     run = set(promises_of(Suite)) | set(promises_of(OneHost))
     assert written - run == set()
-    assert len(run) >= 130
+    assert len(run) >= 210
     assert len(PLANTS) >= 40
+    assert len(NAMED) >= 45
 
 
 @pytest.mark.parametrize("name", PLANTS)
@@ -91,3 +95,12 @@ def test_a_planted_mistake_is_caught(name: str, monkeypatch: pytest.MonkeyPatch)
     """C01-C40: each of these mistakes makes a test of the suite fail."""
     PLANTS[name](monkeypatch)
     assert first_failure() is not None, PLANTS[name].__doc__
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_planted_mistake_is_caught_by_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 4: each mistake with requests, retries, restarts and children fails its own test."""
+    plant, test = NAMED[name]
+    plant(monkeypatch)
+    with pytest.raises((Exception, pytest.fail.Exception)):
+        asyncio.run(getattr(Suite(), test)())

@@ -95,6 +95,20 @@ class DescendantConformance(ConformanceBase):
             assert {each: await w.mailbox(each) for each in rows} == mailboxes
             assert sorted(await w.news(lease)) == ["1", "2", "4"]
 
+    async def test_who_ends_by_the_same_request_is_not_told(self) -> None:
+        """G10: of a line that is terminated at once nobody hears of the next one's end."""
+        async with self.world() as w:
+            lease = await w.host()
+            rows = {"z": await w.held("z", lease)}
+            # Of one instant, and each id before that of its parent: no order may depend on either.
+            for above, below in (("z", "y"), ("y", "x"), ("x", "w")):
+                await w.done(lease, unit(rows[above], 1, spawns=(child(rows[above], below),)))
+                rows[below] = (await w.take(lease))[below].row
+            await w.ask("z", Action.TERMINATE)
+            for process_id in rows:
+                found = await w.history(process_id)
+                assert (found.row.status, found.events) == (Status.TERMINATED, ()), process_id
+
     async def test_to_terminate_again_ends_who_was_born_since(self) -> None:
         """S2.10: what is terminated already stays so, and its descendants end."""
         async with self.world() as w:
