@@ -6,11 +6,16 @@ and what its `async with` does is told in `_timeout`.
 
 import asyncio
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from durabletask._journal import Journal
 from durabletask._services import Services
+
+LATE_S = 30.0
+"""So long the end of a timeout that has passed waits for a new call, in a resumed run, since what
+is recalled was in time; and a new call waits for it. Then user code awaits something else, or has
+swallowed the cancellation. Half of what a recorded cancellation waits to come again."""
 
 
 class Timed(Protocol):
@@ -86,9 +91,9 @@ class Deadline:
             self.has_fired = True
             self.task.cancel()
 
-    def when_left(self) -> "asyncio.Future[None]":
-        """Return a future that is set when the timeout is left."""
-        future = self.run.services.loop.create_future()
+    def when_left(self, now: datetime) -> "asyncio.Future[None]":
+        """Return a future that is set when the timeout is left, or has not been for too long."""
+        future = self.run.services.timers.at(now + timedelta(seconds=LATE_S))
         if self._left is None:
             future.set_result(None)
         else:

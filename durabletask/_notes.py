@@ -71,12 +71,6 @@ class CallNote(msgspec.Struct, frozen=True):
     position: int
 
 
-class TimeoutNote(msgspec.Struct, frozen=True):
-    """A timeout was left: because its time was over, or before."""
-
-    expired: bool
-
-
 class ReportNote(msgspec.Struct, frozen=True, array_like=True):
     """The process has told how far it is.
 
@@ -114,6 +108,17 @@ class CancelNote(msgspec.Struct, frozen=True, omit_defaults=True):
 
     after_s: float
     by: str = ""
+
+
+class TimeoutNote(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A timeout was left: because its time was over, or before.
+
+    Attributes:
+        cancelled: Where its time was over and something around it cancelled too.
+    """
+
+    expired: bool
+    cancelled: CancelNote | None = None
 
 
 class EventNote(msgspec.Struct, frozen=True, array_like=True):

@@ -366,9 +366,12 @@ class Run(Lifecycle):
                 raise ProcessInterrupted(str(error)) from error
 
     def _cancel_note(self, kind: Kind, key: str, index: int, form: Form) -> Checkpoint:
+        return Checkpoint(kind, key, index, form, _notes.encode(self.cancel_note()))
+
+    def cancel_note(self) -> _notes.CancelNote:
+        """Return what is to be recorded of a cancellation by user code that happens now."""
         after_s = max(self.services.monotonic_s() - self.begun_s, 0.0)
-        note = _notes.CancelNote(after_s, fired(self))
-        return Checkpoint(kind, key, index, form, _notes.encode(note))
+        return _notes.CancelNote(after_s, fired(self))
 
     async def overtake(self, key: str, index: int) -> None:
         """Take note, durably where it must be, that an outcome has overtaken a cancellation."""
@@ -418,7 +421,7 @@ class Run(Lifecycle):
         deadline.fire()
         try:
             # What the timeout cancels is the task that entered it; this one perhaps by way of it.
-            await self.hold(None, deadline.when_left())
+            await self.hold(None, deadline.when_left(self.services.now()))
         except ProcessInterrupted:
             raise
         except asyncio.CancelledError:

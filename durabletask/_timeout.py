@@ -12,16 +12,12 @@ from typing import Self
 
 import durabletask._waits as _waits
 from durabletask._culprits import mark
-from durabletask._deadline import OPEN, Deadline
+from durabletask._deadline import LATE_S, OPEN, Deadline
 from durabletask._errors import ProcessInterrupted, WrongContextError
 from durabletask._model import NO_INDEX, Checkpoint, Form, Kind
 from durabletask._notes import TimeoutNote, WaitNote, encode
 from durabletask._run import Run
 from durabletask._steps import OUTCOMES
-
-LATE_S = 30.0
-"""After so long in a resumed run without a new call the end of a timeout waits for none: what
-runs in it awaits something else. Half of what a recorded cancellation waits to come again."""
 
 
 class DurableTimeout:
@@ -101,7 +97,8 @@ class DurableTimeout:
             left = deadline.task.uncancel()
             is_over = left <= self._requests and kind is asyncio.CancelledError
         if self._held is None:
-            payload = encode(TimeoutNote(is_over))
+            both = deadline.has_fired and not is_over and kind is asyncio.CancelledError
+            payload = encode(TimeoutNote(is_over, run.cancel_note() if both else None))
             held = await run.record(
                 Checkpoint(Kind.TIMEOUT, self._key, NO_INDEX, Form.VALUE, payload)
             )
@@ -109,6 +106,10 @@ class DurableTimeout:
             held = self._held
             await run.recall(held)
         note = _waits.decode_note(run, held, TimeoutNote)
+        if is_over and note.cancelled is not None:
+            # What is around it cancelled on top, and has to come first again.
+            around = encode(note.cancelled)
+            await run.recall(Checkpoint(Kind.TIMEOUT, self._key, NO_INDEX, Form.CANCELLED, around))
         if is_over or (note.expired and kind is None):
             over = TimeoutError(f"timeout {self._key!r} was over at {deadline.due_at}")
             raise mark(over, held) from error

@@ -265,3 +265,75 @@ async def test_code_that_is_not_durable(world: World) -> None:
     slow_s = 0.0
     await finish(world, process)
     assert seen == ["timeout", "timeout", "not cut", "timeout"]
+
+
+@pytest.mark.parametrize("outer", ["durable", "plain"])
+@pytest.mark.parametrize("line_s", [0.0, 1.0])
+@pytest.mark.parametrize("apart_s", [0.0, 0.5, 1.5])
+def test_two_timeouts_at_one_moment(outer: str, line_s: float, apart_s: float) -> None:
+    """Rule 6: the outer one fires while the inner one is recorded: both runs tell the same."""
+
+    @virtual
+    async def body(world: World) -> None:
+        stories: list[str] = []
+
+        async def process(proc: Process) -> None:
+            story = []
+            limit = 5 + apart_s
+            around = proc.timeout("outer", limit) if outer == "durable" else asyncio.timeout(limit)
+            try:
+                async with around:
+                    try:
+                        async with proc.timeout("inner", 5):
+                            await proc.event("never")
+                    except TimeoutError:
+                        story.append("inner")
+                    await proc.event("never either")
+            except TimeoutError:
+                story.append("outer")
+            stories.append(" ".join(story))
+            await proc.event("go")
+
+        first = world.host(process)
+        await first.start()
+        await first.spawn(process, "p")
+        await settle()
+
+        async def before(call: str) -> None:
+            if call == "commit":
+                await asyncio.sleep(line_s)
+
+        world.wires[first].before = before
+        await asyncio.sleep(20)
+        world.kill(first)
+        await finish(world, process)
+        assert stories[0] == stories[1]
+        assert stories[0].endswith("outer")
+
+    body()
+
+
+@virtual
+async def test_a_swallowed_end_does_not_hold_up_the_rest(world: World) -> None:
+    """A timeout passed in the downtime, and user code swallows it: what waits for it goes on."""
+
+    async def process(proc: Process) -> list[str]:
+        story = []
+        async with proc.timeout("limit", 10):
+            task = asyncio.create_task(proc.event("beside", str))
+            other = asyncio.create_task(proc.event("other", str))
+            try:
+                await proc.event("never")
+            except asyncio.CancelledError:
+                story.append("swallowed")
+            story.append(await other)
+            await proc.do("step", nop)
+            story.append(await task)
+        return story
+
+    await world.begin_and_die(process, after_s=5)
+    await asyncio.sleep(100)
+    async with world.host(process) as host:
+        await host.raise_event("p", "beside", "a")
+        await host.raise_event("p", "other", "b")
+        assert await host.get(process, "p").result() == ["swallowed", "b", "a"]

@@ -222,6 +222,33 @@ def test_a_cancelled_race_gives_back_what_it_was_handed(moment: str) -> None:
 
 
 @virtual
+async def test_a_race_cancelled_in_every_moment(world: World) -> None:
+    """F099: cancelled so many callbacks after the event came: it is taken once, by one of two."""
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def process(proc: Process) -> str:
+        call = proc.race("r", proc.event("x"), proc.event("e", str), proc.event("y"))
+        tasks.append(asyncio.create_task(call))
+        try:
+            await tasks[-1]
+        except asyncio.CancelledError:
+            return "rest " + await proc.event("e", str)
+        return "raced"
+
+    async with world.host(process) as host:
+        results = set()
+        for n in range(40):
+            handle = await host.spawn(process, f"p{n}")
+            await settle()
+            raising = asyncio.create_task(handle.raise_event("e", "event"))
+            await settle(n)
+            tasks[-1].cancel()
+            await raising
+            results.add(await handle.result())
+    assert results == {"raced", "rest event"}
+
+
+@virtual
 async def test_asyncio_timeout_around_a_race(world: World) -> None:
     """F107 (rule 6): the race is recorded as cancelled, and met again by the resumed run."""
     seen: list[str] = []
