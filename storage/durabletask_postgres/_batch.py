@@ -3,7 +3,7 @@
 Pure: decides how a batch is cut, and refuses to know any connection.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from asyncpg import Record
@@ -29,10 +29,14 @@ BUSY = UnitOutcome(refused=Refusal.BUSY)
 
 Mark = tuple[int, int, int | None, str | None, str | None, int | None]
 """What a host was told last: number and epoch of a process, then seq, kind, key and index of a
-checkpoint of it, or four times None where the process has left the host."""
+checkpoint of it; or a seq alone, which it has come to; or four times None where the process has
+left the host."""
 
 AGAIN = UnitOutcome()
 """Equal to DONE, but nothing was written now: it may be older than what is there."""
+
+IN_TURN = UnitOutcome()
+"""Equal to DONE for a moment: nothing was written, and it goes to `commit_in_turn`."""
 
 NO_MARK = (None, None, None, None, None, None)
 
@@ -46,7 +50,15 @@ def is_step(unit: Unit) -> bool:
         and unit.leave is None
         and not unit.consumes
         and not unit.checkpoints[0].replaces
+        and not unit.spawns
+        and not unit.sends
+        and not unit.meets_cancel
     )
+
+
+def reaches(unit: Unit) -> bool:
+    """Return whether a unit does more than to record, consume and change the status."""
+    return bool(unit.spawns or unit.sends or unit.meets_cancel or unit.restart is not None)
 
 
 def leaves(unit: Unit, answer: UnitOutcome) -> bool:
@@ -87,6 +99,9 @@ def step_columns(units: Sequence[Unit], names: Mapping[int, str]) -> list[Any] |
             or unit.ending is not None
             or unit.leave is not None
             or unit.consumes
+            or unit.spawns
+            or unit.sends
+            or unit.meets_cancel
             or names.get(unit.incarnation) != unit.process_id
         ):
             return None
@@ -108,20 +123,20 @@ def _unless_all(usual: T, values: list[T]) -> list[T]:
     return [] if values.count(usual) == len(values) else values
 
 
-def rounds(units: Sequence[Unit]) -> Iterator[Places]:
+def rounds(places: Places) -> Iterator[Places]:
     """Cut a batch into parts that one call each can judge, in order per process.
 
     In each part a process has at most one unit that changes its row, behind
     its steps, and no two of its steps write the same place.
     """
-    if len({unit.incarnation for unit in units}) == len(units):
-        yield list(enumerate(units))
+    if len({unit.incarnation for _, unit in places}) == len(places):
+        yield places
         return
     parts: list[Places] = [[]]
     turn: dict[int, int] = {}
     closed: set[tuple[int, int]] = set()
     written: set[tuple[int, int, str, str, int]] = set()
-    for place, unit in enumerate(units):
+    for place, unit in places:
         number = unit.incarnation
         part = turn.get(number, 0)
         spots = [(each.kind, each.key, each.index) for each in unit.checkpoints]
@@ -186,7 +201,7 @@ def _change_columns(units: list[Unit]) -> list[list[Any]]:
     points = [
         (place, ordinal, point, first_wins)
         for place, unit in enumerate(units, 1)
-        for ordinal, (point, first_wins) in enumerate(_points(unit))
+        for ordinal, (point, first_wins) in enumerate(points_of(unit))
     ]
     taken = [(place, position) for place, unit in enumerate(units, 1) for position in unit.consumes]
     return [
@@ -215,7 +230,7 @@ def _change_columns(units: list[Unit]) -> list[list[Any]]:
     ]
 
 
-def _points(unit: Unit) -> Iterable[tuple[Checkpoint, bool]]:
+def points_of(unit: Unit) -> Collection[tuple[Checkpoint, bool]]:
     """Return the checkpoints of a unit, of each place the first, and whether the first must win."""
     if len(unit.checkpoints) < 2:
         return [(each, not each.replaces) for each in unit.checkpoints]
@@ -242,6 +257,8 @@ def outcomes(records: Sequence[Record], places: Places) -> dict[int, UnitOutcome
             found[place] = AGAIN
         elif refused == "busy":
             found[place] = BUSY
+        elif refused == "in turn":
+            found[place] = IN_TURN
         elif refused is not None:
             found[place] = UnitOutcome(refused=refusal(refused))
         else:
@@ -255,6 +272,9 @@ def mark_of(places: Places, answers: Sequence[UnitOutcome], before: Mark | None)
     """Return the last thing that a host was told by these answers, or before them."""
     for place, unit in reversed(places):
         left = leaves(unit, answers[place])
+        if unit.restart is not None and not left and answers[place] in (DONE, AGAIN):
+            # The checkpoints that it was told of until now are gone.
+            return unit.incarnation, unit.epoch, unit.seq, None, None, None
         if answers[place] is AGAIN and left and before and before[0] == unit.incarnation:
             return None  # it may have left before this answer, and may be purged by now
         if answers[place] is not DONE:

@@ -1,4 +1,4 @@
-"""What needs no lease: creations and deliveries, of which one that is held up goes alone.
+"""What needs no lease: creations, deliveries and requests, of which one that is held up goes alone.
 
 Held up by somebody's transaction, or by something that cannot be read.
 """
@@ -9,8 +9,16 @@ from typing import Any, TypeVar
 
 from asyncpg import Record
 
-from durabletask.errors import LimitExceededError, StorageUnavailableError
+from durabletask.errors import (
+    InvalidArgumentError,
+    LimitExceededError,
+    StorageUnavailableError,
+)
 from durabletask.storage import (
+    FINISHED,
+    Action,
+    Control,
+    Controlled,
     Created,
     Delivered,
     Event,
@@ -23,6 +31,7 @@ from durabletask.storage import (
 from durabletask_postgres._line import Fetch
 from durabletask_postgres._refusals import is_damage, is_locked
 from durabletask_postgres._rows import (
+    control_columns,
     created_row,
     creation_columns,
     refusal,
@@ -37,7 +46,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 BATCH_MAX = 1_000
-"""Of `create`, `read` and `purge`, as the seam says."""
+"""Of `create`, `request`, `read` and `purge`, as the seam says."""
 
 
 def check_size(what: str, batch: Sequence[object]) -> None:
@@ -102,7 +111,10 @@ def _existing(new: NewProcess, row: ProcessRow | None) -> Created:
     # Neither made nor found: it was purged in between, and asking again will make it.
     if row is None:
         return Created(None, refused=Refusal.BUSY)
-    return Created(row, row.creation_id == new.creation_id)
+    fresh = row.creation_id == new.creation_id
+    if new.replace and not fresh and row.status in FINISHED and row.owner is not None:
+        return Created(None, refused=Refusal.BUSY)  # terminated, and its host has yet to let go
+    return Created(row, fresh)
 
 
 async def _read(
@@ -158,6 +170,33 @@ def _delivered(new: NewEvent, record: Record) -> Delivered:
         consumed,
     )
     return Delivered(event=event, owner=owner)
+
+
+async def request(
+    fetch: Fetch, statements: Statements, controls: Sequence[Control]
+) -> list[tuple[Controlled, Sequence[str]]]:
+    """Ask something of processes; return the answers, each with the ids of whom it concerned.
+
+    Raises:
+        InvalidArgumentError: One is to end a process and does not say with what.
+    """
+    for control in controls:
+        if control.action is Action.TERMINATE and control.ending is None:
+            raise InvalidArgumentError(
+                f"a request to terminate process {control.process_id!r} has no ending; "
+                "nothing was written"
+            )
+
+    async def attempt(part: Sequence[Control]) -> list[tuple[Controlled, Sequence[str]]]:
+        records = await fetch(statements["request"], *control_columns(part))
+        return [
+            (Controlled(row=row_of(each)), each["told"])
+            if each["refused"] is None
+            else (Controlled(refusal(each["refused"])), ())
+            for each in records
+        ]
+
+    return await _isolating(attempt, controls, (Controlled(Refusal.BUSY), ()))
 
 
 async def purge(

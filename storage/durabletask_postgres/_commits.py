@@ -8,7 +8,8 @@ may do is for the database's functions to judge.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from asyncpg import Record
@@ -17,6 +18,7 @@ from durabletask.errors import StorageUnavailableError, StorageUnknownError
 from durabletask.storage import DONE, Clock, Lease, Unit, UnitOutcome
 from durabletask_postgres._batch import (
     BUSY,
+    IN_TURN,
     NO_MARK,
     Mark,
     Places,
@@ -33,6 +35,7 @@ from durabletask_postgres._batch import (
     steps_first,
 )
 from durabletask_postgres._connections import Connections
+from durabletask_postgres._in_turn import TURN_MAX, in_turn, turn_columns, turn_outcomes
 from durabletask_postgres._refusals import is_damage, is_locked, is_taken
 from durabletask_postgres._sql import Statements
 from durabletask_postgres._trouble import UnexpectedError
@@ -51,12 +54,34 @@ CHECK_PAUSE_S = 5.0
 """Between two checks where it cannot be known which session answers."""
 
 
+@dataclass(slots=True, eq=False)
+class Batch:
+    """A batch on its way.
+
+    Attributes:
+        answers: The outcomes so far.
+        busy: Processes of which an earlier unit must go again: the later ones
+            must not overtake it.
+        told: The ids of the parents that were told of an end.
+    """
+
+    answers: list[UnitOutcome]
+    busy: set[int] = field(default_factory=set)
+    told: list[str] = field(default_factory=list)
+
+
+Call = Callable[[Lease, Places, Batch], Awaitable[dict[int, UnitOutcome]]]
+"""Asks for one part of a batch; returns the outcomes that are not simply DONE, by place."""
+
+
 class Commits:
     """Commits of the leases of one storage.
 
     Attributes:
         names: The ids of processes that hosts of this storage hold, by number,
             as the database has told them. Lacking one costs time and nothing else.
+        parents: The numbers of their parents, of those that are children;
+            likewise.
     """
 
     def __init__(self, connections: Connections, statements: Statements, clock: Clock) -> None:
@@ -65,6 +90,7 @@ class Commits:
         self._step = statements["step"]
         self._steps = statements["steps"]
         self._units = statements["commit"]
+        self._in_turn = statements["commit_in_turn"]
         self._clock = clock
         self._marks: dict[str, Mark] = {}
         # By host, the session that gave the last answer: it knows of what it has told.
@@ -76,6 +102,7 @@ class Commits:
         self._checked: dict[str, deque[object]] = {}
         self._checked_s = -CHECK_PAUSE_S
         self.names: dict[int, str] = {}
+        self.parents: dict[int, int] = {}
 
     async def commit(
         self, lease: Lease, units: Sequence[Unit]
@@ -83,7 +110,8 @@ class Commits:
         """Record units; see `ProcessStorage.commit`.
 
         Returns:
-            What that returns, and the ids of the processes that have left the host.
+            What that returns, and the ids of the processes that have left the
+            host or that others may have something to do for now.
         """
         if not units:
             return [], ()
@@ -91,15 +119,38 @@ class Commits:
         if await self._record_steps(lease, units):
             self.told(lease, units[-1])
             return answers, ()
-        busy: set[int] = set()
-        for places in rounds(units):
-            await self._commit(lease, places, answers, busy)
-        left = []
+        batch = Batch(answers)
+        places = list(enumerate(units))
+        turning = in_turn(places, self.parents)
+        rest = (
+            [each for each in places if each[1].incarnation not in turning] if turning else places
+        )
+        if rest:
+            for part in rounds(rest):
+                await self._commit(lease, part, batch, self._call)
+        if turning:
+            places = [each for each in places if each[1].incarnation in turning]
+            for start in range(0, len(places), TURN_MAX):
+                part = places[start : start + TURN_MAX]
+                await self._commit(lease, part, batch, self._call_in_turn)
+        return answers, [*batch.told, *self._told_by(units, answers)]
+
+    def _told_by(self, units: Sequence[Unit], answers: Sequence[UnitOutcome]) -> Iterable[str]:
+        """Yield the processes that have left, were born or were sent something."""
         for unit, answer in zip(units, answers, strict=True):
             if leaves(unit, answer):
                 self.names.pop(unit.incarnation, None)
-                left.append(unit.process_id)
-        return answers, left
+                self.parents.pop(unit.incarnation, None)
+                yield unit.process_id
+            if (unit.spawns or unit.sends) and answer == DONE:
+                yield from (child.process_id for child in unit.spawns)
+                yield from (event.process_id for event in unit.sends)
+
+    def know(self, number: int, process_id: str, parent: int | None) -> None:
+        """Take note of a process that the database has told of."""
+        self.names[number] = process_id
+        if parent is not None:
+            self.parents[number] = parent
 
     def mark(self, lease: Lease) -> Mark | tuple[None, ...]:
         """Return what a host was told last."""
@@ -116,6 +167,7 @@ class Commits:
         self._checked.pop(lease.host_id, None)
         self._in_doubt.discard(lease.host_id)
         self.names.clear()
+        self.parents.clear()
 
     async def check(self, lease: Lease) -> None:
         """Make sure, in a session that is new to a host, that the database holds what it told it.
@@ -183,16 +235,9 @@ class Commits:
 
     # --- everything else -------------------------------------------------------------------
 
-    async def _commit(
-        self, lease: Lease, places: Places, answers: list[UnitOutcome], busy: set[int]
-    ) -> None:
-        """Record one part of a batch, and what fails alone by itself.
-
-        Args:
-            answers: Takes the outcomes.
-            busy: Processes of which an earlier unit must go again: the later
-                ones must not overtake it.
-        """
+    async def _commit(self, lease: Lease, places: Places, batch: Batch, call: Call) -> None:
+        """Record one part of a batch, and what fails alone by itself."""
+        answers, busy = batch.answers, batch.busy
         if busy:
             for place, unit in places:
                 if unit.incarnation in busy:
@@ -201,13 +246,13 @@ class Commits:
         if not places:
             return
         try:
-            found = await self._call(lease, places)
+            found = await call(lease, places, batch)
         except StorageUnavailableError as error:
             if not isinstance(error, UnexpectedError) and not is_locked(error):
                 raise
             if len(places) > 1:
                 for part in halves(places):
-                    await self._commit(lease, part, answers, busy)
+                    await self._commit(lease, part, batch, call)
                 return
             ((place, unit),) = places
             if isinstance(error, UnexpectedError):
@@ -224,8 +269,12 @@ class Commits:
             self._marks[lease.host_id] = mark
         else:
             self._marks.pop(lease.host_id, None)
+        if found:
+            later = [each for each in places if answers[each[0]] is IN_TURN]
+            if later:
+                await self._commit(lease, later, batch, self._call_in_turn)
 
-    async def _call(self, lease: Lease, places: Places) -> dict[int, UnitOutcome]:
+    async def _call(self, lease: Lease, places: Places, batch: Batch) -> dict[int, UnitOutcome]:
         """Commit one part, first as if nothing stood in its way."""
         ordered, steps = steps_first(places)
         mark = self.mark(lease)
@@ -244,3 +293,23 @@ class Commits:
                     raise
             else:
                 return outcomes(records, ordered) if records else {}
+
+    async def _call_in_turn(
+        self, lease: Lease, places: Places, batch: Batch
+    ) -> dict[int, UnitOutcome]:
+        """Commit one part, unit by unit, first as if nothing stood in its way."""
+        arguments: list[Any] = [*self.mark(lease), *turn_columns(places)]
+        again = False
+        while True:
+            skip_busy = self._clock.monotonic_s() < self._wary_until_s
+            try:
+                records = await self._ask(lease, self._in_turn, skip_busy, *arguments)
+            except StorageUnavailableError as error:
+                if is_locked(error) and not skip_busy:
+                    self._wary_until_s = self._clock.monotonic_s() + WARY_S
+                elif is_taken(error) and not again:
+                    again = True  # an earlier copy was on its way, and now can be seen
+                else:
+                    raise
+            else:
+                return turn_outcomes(records, places, batch.told)

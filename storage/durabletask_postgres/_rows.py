@@ -16,6 +16,7 @@ from durabletask.errors import InvalidArgumentError
 from durabletask.storage import (
     Checkpoint,
     Claimed,
+    Control,
     Ending,
     Event,
     Form,
@@ -76,14 +77,18 @@ def row_of(record: Record) -> ProcessRow:
         context=record["context"],
         parent=parent,
         ending=ending,
+        cancel_reason=record["cancel_reason"],
+        cancel_met=record["cancel_met"],
+        suspend_reason=record["suspend_reason"],
     )
 
 
 def snapshot_of(record: Record) -> Snapshot:
     """Return a process with the history that its record has, if any."""
-    if record["kinds"] is None and record["event_positions"] is None:
-        return Snapshot(row_of(record))
-    return Snapshot(row_of(record), _checkpoints(record), _events(record))
+    row = row_of(record)
+    if "gone_kinds" not in record:  # it was not asked for its history
+        return Snapshot(row)
+    return Snapshot(row, _checkpoints(record), _events(record), _checkpoints(record, "gone_"))
 
 
 def claimed_of(record: Record) -> Claimed:
@@ -148,6 +153,30 @@ def creation_columns(processes: Sequence[NewProcess]) -> list[list[Any]]:
     return [[field(new) for new in processes] for field in fields]
 
 
+def control_columns(controls: Sequence[Control]) -> list[list[Any]]:
+    """Return what `request` takes: one list a column."""
+    places = [place for control in controls for place in control.forget]
+    endings = [control.ending for control in controls]
+    return [
+        [control.process_id for control in controls],
+        [control.action for control in controls],
+        [control.request_id for control in controls],
+        [control.reason for control in controls],
+        [each and each.status for each in endings],
+        [each and each.form for each in endings],
+        [None if each is None else each.payload for each in endings],
+        [control.incarnation for control in controls],
+        [control.epoch for control in controls],
+        [control.status for control in controls],
+        [len(control.forget) for control in controls],
+        [len(control.restores) for control in controls],
+        [place.kind for place in places],
+        [place.key for place in places],
+        [place.index for place in places],
+        [position for control in controls for position in control.restores],
+    ]
+
+
 def refusal(text: str) -> Refusal:
     """Return the refusal that the database has named."""
     return _REFUSALS[text]
@@ -159,21 +188,23 @@ def checkpoint(values: Iterable[Any]) -> Checkpoint:
     return Checkpoint(_KINDS[kind], key, index, _FORMS[form], payload, replaces, epoch, seq, at)
 
 
-def _checkpoints(record: Record) -> tuple[Checkpoint, ...]:
-    if record["kinds"] is None:
+_CHECKPOINT = (
+    "kinds",
+    "keys",
+    "indexes",
+    "forms",
+    "payloads",
+    "replaces",
+    "epochs",
+    "seqs",
+    "ats",
+)
+
+
+def _checkpoints(record: Record, prefix: str = "") -> tuple[Checkpoint, ...]:
+    if record[f"{prefix}kinds"] is None:
         return ()
-    columns = zip(
-        record["kinds"],
-        record["keys"],
-        record["indexes"],
-        record["forms"],
-        record["payloads"],
-        record["replaces"],
-        record["epochs"],
-        record["seqs"],
-        record["ats"],
-        strict=True,
-    )
+    columns = zip(*(record[f"{prefix}{each}"] for each in _CHECKPOINT), strict=True)
     return tuple(
         Checkpoint(_KINDS[kind], key, index, _FORMS[form], payload, replaces, epoch, seq, at)
         for kind, key, index, form, payload, replaces, epoch, seq, at in columns

@@ -26,6 +26,8 @@ from durabletask.storage import (
     DONE,
     Claims,
     Clock,
+    Control,
+    Controlled,
     Created,
     Delivered,
     Lease,
@@ -164,7 +166,9 @@ class PostgresStorage:
         if lease is not None:
             for each in answers:
                 if each.row is not None and each.row.owner == lease.host_id:
-                    self._commits.names[each.row.incarnation] = each.row.process_id
+                    parent = each.row.parent
+                    above = None if parent is None else parent.incarnation
+                    self._commits.know(each.row.incarnation, each.row.process_id, above)
         self._tell(
             [
                 each.row.process_id
@@ -196,6 +200,15 @@ class PostgresStorage:
         )
         self._notify_others([each for each, owner in stored if owner not in self._leases])
         return answers
+
+    async def request(self, controls: Sequence[Control]) -> Sequence[Controlled]:
+        """Ask something of processes, in the given order."""
+        _clients.check_size("request", controls)
+        answers = await _clients.request(self._fetch, self._statements, controls)
+        told = [process_id for _, concerned in answers for process_id in concerned]
+        if told:
+            self._tell(told)
+        return [answer for answer, _ in answers]
 
     async def read(
         self, process_ids: Sequence[str], *, history: bool = False
@@ -284,7 +297,8 @@ class PostgresStorage:
             lost.add(claim_id)
             raise
         lost.discard(claim_id)
-        self._commits.names.update((each["process_no"], each["process_id"]) for each in records)
+        for each in records:
+            self._commits.know(each["process_no"], each["process_id"], each["parent_incarnation"])
         return Claims(
             tuple(claimed_of(each) for each in records),
             header["now_at"],
@@ -294,9 +308,9 @@ class PostgresStorage:
 
     async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
         """Record units of processes that the lease holds, in one go."""
-        answers, left = await self._commits.commit(lease, units)
-        if left:
-            self._tell(left)
+        answers, told = await self._commits.commit(lease, units)
+        if told:
+            self._tell(told)
         return answers
 
     async def close_lease(self, lease: Lease) -> None:

@@ -9,6 +9,11 @@ from durabletask.create_processes(
 select d.place, d.refused, d.owner, d."position", d.name, d.payload, d.at, d.consumed
 from durabletask.deliver($1, $2, $3, $4, $5, $6) d;
 
+-- name: request
+select q.place, q.refused, q.told, (q.process).*
+from durabletask.request($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) q
+order by q.place;
+
 -- name: post_letter
 select durabletask.post_letter($1, $2, $3, $4, $5) as refused;
 
@@ -20,7 +25,9 @@ where r.process_id = any ($1::text[]);
 -- name: read_history
 select r.*,
     c.kinds, c.keys, c.indexes, c.forms, c.payloads, c.replaces, c.epochs, c.seqs, c.ats,
-    e.event_positions, e.event_ids, e.event_names, e.event_payloads, e.event_ats, e.event_consumed
+    e.event_positions, e.event_ids, e.event_names, e.event_payloads, e.event_ats, e.event_consumed,
+    g.gone_kinds, g.gone_keys, g.gone_indexes, g.gone_forms, g.gone_payloads, g.gone_replaces,
+    g.gone_epochs, g.gone_seqs, g.gone_ats
 from durabletask.process_row r
 left join lateral (
     select array_agg(c.kind order by c.epoch, c.seq, c.ordinal) as kinds,
@@ -45,6 +52,19 @@ left join lateral (
     from durabletask.event e
     where e.process_no = r.process_no
 ) e on true
+left join lateral (
+    select array_agg(g.kind order by g.forgotten_no) as gone_kinds,
+        array_agg(g.key order by g.forgotten_no) as gone_keys,
+        array_agg(g.index order by g.forgotten_no) as gone_indexes,
+        array_agg(g.form order by g.forgotten_no) as gone_forms,
+        array_agg(g.payload order by g.forgotten_no) as gone_payloads,
+        array_agg(g.replaces order by g.forgotten_no) as gone_replaces,
+        array_agg(g.epoch order by g.forgotten_no) as gone_epochs,
+        array_agg(g.seq order by g.forgotten_no) as gone_seqs,
+        array_agg(g.at order by g.forgotten_no) as gone_ats
+    from durabletask.forgotten g
+    where g.process_no = r.process_no
+) g on true
 where r.process_id = any ($1::text[]);
 
 -- name: list
@@ -92,7 +112,9 @@ select c.* from durabletask.claim($1, $2, $3, $4, $5, $6, careful => true) c;
 -- name: read_carefully
 select r.*,
     c.kinds, c.keys, c.indexes, c.forms, c.payloads, c.replaces, c.epochs, c.seqs, c.ats,
-    e.event_positions, e.event_ids, e.event_names, e.event_payloads, e.event_ats, e.event_consumed
+    e.event_positions, e.event_ids, e.event_names, e.event_payloads, e.event_ats, e.event_consumed,
+    g.gone_kinds, g.gone_keys, g.gone_indexes, g.gone_forms, g.gone_payloads, g.gone_replaces,
+    g.gone_epochs, g.gone_seqs, g.gone_ats
 from durabletask.rows_of($1) r
 left join lateral (
     select array_agg(c.kind order by c.epoch, c.seq, c.ordinal) as kinds,
@@ -116,7 +138,20 @@ left join lateral (
         array_agg(e.consumed order by e.position) as event_consumed
     from durabletask.events_of(r.process_no) e
     where $2
-) e on true;
+) e on true
+left join lateral (
+    select array_agg(g.kind order by g.forgotten_no) as gone_kinds,
+        array_agg(g.key order by g.forgotten_no) as gone_keys,
+        array_agg(g.index order by g.forgotten_no) as gone_indexes,
+        array_agg(g.form order by g.forgotten_no) as gone_forms,
+        array_agg(g.payload order by g.forgotten_no) as gone_payloads,
+        array_agg(g.replaces order by g.forgotten_no) as gone_replaces,
+        array_agg(g.epoch order by g.forgotten_no) as gone_epochs,
+        array_agg(g.seq order by g.forgotten_no) as gone_seqs,
+        array_agg(g.at order by g.forgotten_no) as gone_ats
+    from durabletask.forgotten_of(r.process_no) g
+    where $2
+) g on true;
 
 -- name: list_carefully
 select r.*, null::text[] as kinds, null::integer[] as event_positions
@@ -133,6 +168,13 @@ from durabletask.commit_units(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
     $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39,
     $40) u;
+
+-- name: commit_in_turn
+select u.*
+from durabletask.commit_in_turn(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+    $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38,
+    $39, $40, $41, $42, $43, $44, $45, $46, $47, $48, $49, $50) u;
 
 -- name: check
 select durabletask.check_mark($1, $2, $3, $4, $5, $6, $7);
@@ -157,7 +199,7 @@ select p.process_no, durabletask.clock(), p.epoch, $5, $8, 0, false, $6, $7, $9,
 from durabletask.fence f
 join durabletask.process p
     on p.process_no = $3 and p.process_id is not distinct from $2 and p.epoch = $4
-    and p.owner_no is not distinct from f.host_no and p.seq < $5
+    and p.owner_no is not distinct from f.host_no and p.seq < $5 and p.finished_at is null
 where f.host_id = $1 and f.fenced_at is null
     and current_setting('synchronous_commit') not in ('off', 'local', 'remote_write')
 for share of f;

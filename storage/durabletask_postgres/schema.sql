@@ -49,7 +49,14 @@ create table durabletask.process (
     ending_form         text,
     ending_payload      bytea,
     context             bytea,
-    input               bytea not null
+    input               bytea not null,
+    -- What was asked from outside: of a request to cancel, met or not; of a suspension, with the
+    -- status that it covers; and the latest requests, so that a copy of one changes nothing.
+    cancel_reason       bytea,
+    cancel_met          boolean not null default false,
+    suspend_reason      bytea,
+    status_after        text,
+    request_ids         text[]
 ) with (fillfactor = 80);
 
 create index process_claimable on durabletask.process (name, claimable_at, process_no)
@@ -75,6 +82,23 @@ create table durabletask.checkpoint (
     payload     bytea not null,
     primary key (process_no, key, index, kind)
 );
+
+-- What a retry has put aside, to be seen and never recalled; in the order of `forgotten_no`.
+create table durabletask.forgotten (
+    forgotten_no    bigint generated always as identity primary key,
+    process_no      bigint not null,
+    at              timestamptz not null,
+    epoch           integer not null,
+    seq             integer not null,
+    index           integer not null,
+    replaces        boolean not null,
+    kind            text collate "C" not null,
+    key             text collate "C" not null,
+    form            text collate "C" not null,
+    payload         bytea not null
+);
+
+create index forgotten_process on durabletask.forgotten (process_no, forgotten_no);
 
 -- One row an event; `position` comes from the process row's counter, under that row's lock:
 -- a sequence would hand out numbers in another order than that of the commits.
@@ -182,7 +206,7 @@ begin atomic
             'running', 'waiting', 'suspended', 'compensating',
             'completed', 'failed', 'cancelled', 'terminated', 'quarantined')
         when 'suspended' then after in (
-            'suspended', 'running', 'waiting', 'cancelled', 'terminated')
+            'suspended', 'running', 'waiting', 'compensating', 'cancelled', 'terminated')
         when 'compensating' then after in (
             'compensating', 'suspended', 'failed', 'cancelled', 'terminated', 'quarantined')
         when 'failed' then after in ('failed', 'running', 'compensating')
@@ -237,6 +261,7 @@ create function durabletask.remove(process_nos bigint[]) returns void
 language plpgsql volatile as $$
 begin
     delete from durabletask.checkpoint where process_no = any (process_nos);
+    delete from durabletask.forgotten where process_no = any (process_nos);
     delete from durabletask.event where process_no = any (process_nos);
     delete from durabletask.letter where process_no = any (process_nos);
     delete from durabletask.process where process_no = any (process_nos);
@@ -284,6 +309,8 @@ begin
             -- A repeat after a lost answer must not replace its own creation.
             where n.replace and durabletask.is_finished(p.status)
                 and p.creation_id <> n.creation_id
+                -- What a host still holds of one that was terminated is on its way yet.
+                and p.owner_no is null
             order by p.process_no + 0
             for update of p
         );
@@ -340,12 +367,15 @@ begin
         case
             when p.process_no is null then 'unknown process'
             when not durabletask.is_finished(p.status) then 'process has not finished'
+            -- It was terminated, and its host writes until it has heard of that.
+            when p.owner_no is not null then 'busy'
         end
     from (select distinct unnest(ids) as id) i
     left join durabletask.process p on p.process_id = i.id;
     perform durabletask.remove(array(
         select p.process_no from durabletask.process p
         where p.process_id = any (ids) and durabletask.is_finished(p.status)
+            and p.owner_no is null
     ));
 end
 $$;
@@ -359,7 +389,7 @@ declare
 begin
     v_nos := array(
         select p.process_no from durabletask.process p
-        where p.finished_at < durabletask.clock() - keep
+        where p.finished_at < durabletask.clock() - keep and p.owner_no is null
         order by p.finished_at
         limit count_max
         for update skip locked
@@ -800,6 +830,9 @@ select
     p.ending_payload,
     p.context,
     p.input,
+    p.cancel_reason,
+    p.cancel_met,
+    p.suspend_reason,
     p.tags as tag_set
 from durabletask.process p
 left join durabletask.fence f on f.host_no = p.owner_no
@@ -835,6 +868,9 @@ select
     case when r.ending_form = 'value' then durabletask.as_json(r.ending_payload) end as result,
     case when r.ending_form = 'error' then durabletask.as_json(r.ending_payload) end as error,
     r.parent_id,
+    durabletask.as_json(r.suspend_reason) as suspended_because,
+    durabletask.as_json(r.cancel_reason) as cancel_because,
+    case when r.cancel_reason is not null then r.cancel_met end as cancel_met,
     r.deaths,
     r.epoch,
     r.process_no as incarnation
@@ -854,6 +890,20 @@ select
     c.ordinal
 from durabletask.checkpoint c
 join durabletask.process p on p.process_no = c.process_no;
+
+create view durabletask.forgotten_view as
+select
+    p.process_id,
+    g.kind,
+    g.key,
+    nullif(g.index, -1) as index,
+    g.form,
+    durabletask.as_json(g.payload) as payload,
+    g.at,
+    g.epoch,
+    g.seq
+from durabletask.forgotten g
+join durabletask.process p on p.process_no = g.process_no;
 
 create view durabletask.event_view as
 select
@@ -886,7 +936,8 @@ begin atomic
         when mark_key is null then exists (
             select from durabletask.process p
             where p.process_no = mark_no and p.epoch = mark_epoch
-                and p.owner_no is not distinct from host_no)
+                and p.owner_no is not distinct from host_no
+                and (mark_seq is null or p.seq < mark_seq))
         else not exists (
             select from durabletask.checkpoint c
             where c.process_no = mark_no and c.key = mark_key and c.index = mark_index
@@ -954,7 +1005,7 @@ begin
         as s (process_no, seq, key, payload, epoch, index, kind, form)
     join durabletask.process p on p.process_no = s.process_no
     where p.epoch = coalesce(s.epoch, 1) and s.seq > p.seq
-        and p.owner_no is not distinct from v_host_no;
+        and p.owner_no is not distinct from v_host_no and p.finished_at is null;
     get diagnostics v_count = row_count;
     return v_count;
 end
@@ -976,12 +1027,14 @@ $$;
 --
 -- A unit, counted from 1 through the steps and then the changes, comes back with `refused`, or once
 -- for each checkpoint that is held in place of its own; with "again" it is not newer than the last
--- one applied, and nothing of it was written now.
+-- one applied, and nothing of it was written now; with "in turn" nothing was written either, and
+-- it is for `commit_in_turn`, which knows suspensions, terminations and parents.
 create function durabletask.commit_units(
     host_id text,
     skip_busy boolean,
     careful boolean,
-    -- The last thing that the caller was told: a checkpoint, or with no key that a process left it.
+    -- The last thing that the caller was told: a checkpoint; or with no key that a process has
+    -- left it, or with a seq alone that it has come so far.
     mark_no bigint,
     mark_epoch integer,
     mark_seq integer,
@@ -1085,6 +1138,7 @@ begin
             join durabletask.process p on p.process_no = s.process_no
             where p.process_id is not distinct from s.process_id and p.epoch = s.epoch
                 and p.owner_no is not distinct from v_host_no and s.seq > p.seq
+                and p.finished_at is null
             on conflict do nothing;
         else
             insert into durabletask.checkpoint
@@ -1097,7 +1151,8 @@ begin
             ) as s (process_id, process_no, epoch, seq, kind, key, index, form, payload)
             join durabletask.process p on p.process_no = s.process_no
             where p.process_id is not distinct from s.process_id and p.epoch = s.epoch
-                and p.owner_no is not distinct from v_host_no and s.seq > p.seq;
+                and p.owner_no is not distinct from v_host_no and s.seq > p.seq
+                and p.finished_at is null;
         end if;
         get diagnostics v_count = row_count;
         if v_count < cardinality(step_nos) then
@@ -1112,6 +1167,9 @@ begin
                         when s.seq > p.seq and p.owner_no is distinct from v_host_no then
                             case when durabletask.is_finished(p.status) then 'process has finished'
                                 else 'process belongs to another host, epoch or incarnation' end
+                        when s.seq > p.seq and durabletask.is_finished(p.status)
+                            and (c.epoch, c.seq) is distinct from (s.epoch, s.seq) then
+                            'process has finished'
                         when s.seq > p.seq and c.process_no is null then 'busy'
                         when s.seq <= p.seq and (
                             c.process_no is null or (c.epoch = s.epoch and c.seq = s.seq)
@@ -1166,10 +1224,12 @@ begin
                 when durabletask.is_finished(p.status) then 'process has finished'
                 else 'process belongs to another host, epoch or incarnation'
             end
+            when p.status = 'suspended' or durabletask.is_finished(p.status)
+                or (p.parent_id is not null and durabletask.is_finished(a.ending)) then 'in turn'
             when a.place = any (v_held) then 'held'
             when a.place = any (v_missing) then 'event was consumed already or never existed'
             when a.status is not null and not (
-                a.status in ('running', 'waiting', 'compensating', 'suspended')
+                a.status in ('running', 'waiting', 'compensating')
                 and durabletask.may_follow(p.status, a.status)
             ) or a.ending is not null and not (
                 a.ending in ('completed', 'failed', 'cancelled', 'terminated', 'quarantined')
@@ -1348,6 +1408,8 @@ begin
             when durabletask.is_finished(v_process.status) then 'process has finished'
             else 'process belongs to another host, epoch or incarnation'
         end;
+    elsif durabletask.is_finished(v_process.status) then
+        refused := 'process has finished';
     end if;
     if refused is not null then
         return next;
@@ -1426,7 +1488,7 @@ create function durabletask.claim(
     started_at timestamptz, deadline_at timestamptz, finished_at timestamptz, creation_id text,
     input_digest text, tags text, parent_id text, parent_incarnation bigint,
     parent_generation integer, parent_key text, ending_form text, ending_payload bytea,
-    context bytea, input bytea,
+    context bytea, input bytea, cancel_reason bytea, cancel_met boolean, suspend_reason bytea,
     kinds text[], keys text[], indexes integer[], forms text[], payloads bytea[],
     replaces boolean[], epochs integer[], seqs integer[], ats timestamptz[],
     event_positions integer[], event_ids text[], event_names text[], event_payloads bytea[],
@@ -1591,7 +1653,7 @@ begin
         r.parked, r.owner, r.owner_label, r.wake_at, r.created_at, r.updated_at, r.start_at,
         r.started_at, r.deadline_at, r.finished_at, r.creation_id, r.input_digest, r.tags,
         r.parent_id, r.parent_incarnation, r.parent_generation, r.parent_key, r.ending_form,
-        r.ending_payload, r.context, r.input,
+        r.ending_payload, r.context, r.input, r.cancel_reason, r.cancel_met, r.suspend_reason,
         c.kinds, c.keys, c.indexes, c.forms, c.payloads, c.replaces, c.epochs, c.seqs, c.ats,
         e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed, null::text
     from (
@@ -1634,7 +1696,7 @@ begin
             r.parked, r.owner, r.owner_label, r.wake_at, r.created_at, r.updated_at, r.start_at,
             r.started_at, r.deadline_at, r.finished_at, r.creation_id, r.input_digest, r.tags,
             r.parent_id, r.parent_incarnation, r.parent_generation, r.parent_key, r.ending_form,
-            r.ending_payload, r.context, r.input,
+            r.ending_payload, r.context, r.input, r.cancel_reason, r.cancel_met, r.suspend_reason,
             null::text[], null::text[], null::integer[], null::text[], null::bytea[],
             null::boolean[], null::integer[], null::integer[], null::timestamptz[],
             e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed, t.damage
@@ -1766,6 +1828,7 @@ begin
                     select p.process_no from durabletask.process p
                     where p.process_no >= v_from and p.process_no < v_until
                         and coalesce(p.finished_at, 'infinity') < readable.now_at
+                        and p.owner_no is null
                     limit readable.count_max);
                 exit when cardinality(nos) >= count_max;
             end case;
@@ -1837,6 +1900,10 @@ begin
                 where e.process_no = (
                     select p.process_no from durabletask.process p
                     where p.process_id = damages.process_id);
+                perform g::text from durabletask.forgotten g
+                where g.process_no = (
+                    select p.process_no from durabletask.process p
+                    where p.process_id = damages.process_id);
             end if;
         exception when internal_error or system_error then
             damage := sqlerrm;
@@ -1864,6 +1931,15 @@ set plan_cache_mode = 'force_generic_plan'
 set enable_seqscan = off as $$
 begin
     return query select c.* from durabletask.checkpoint c where c.process_no = of_process;
+end
+$$;
+
+create function durabletask.forgotten_of(of_process bigint) returns setof durabletask.forgotten
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off as $$
+begin
+    return query select g.* from durabletask.forgotten g where g.process_no = of_process;
 end
 $$;
 
@@ -1968,7 +2044,10 @@ begin
         p.parked, f.host_id, f.label, p.wake_at, p.created_at, p.updated_at, p.start_at,
         p.started_at, p.deadline_at, p.finished_at, p.creation_id, p.input_digest, null::text,
         p.parent_id, p.parent_incarnation, p.parent_generation, p.parent_key, null::text,
-        null::bytea, null::bytea, 'null'::bytea, null::jsonb
+        null::bytea, null::bytea, 'null'::bytea,
+        -- That it was asked, if not why: values may be damaged.
+        case when p.cancel_reason is not null then 'null'::bytea end, p.cancel_met,
+        case when p.suspend_reason is not null then 'null'::bytea end, null::jsonb
     into v_row
     from durabletask.process p left join durabletask.fence f on f.host_no = p.owner_no
     where p.process_no = of_process;
@@ -2187,3 +2266,814 @@ end
 $$;
 
 insert into durabletask.migration (version, name, applied_at) values (6, 'damage', clock_timestamp());
+
+-- Requests: what is asked of processes from outside, of them and of their descendants.
+--
+-- Nothing here needs a lease. A host that records for one of these processes waits for the row, and
+-- then finds what was asked.
+
+-- Put the end of a process into the mailbox of its parent, however full that is; the caller holds
+-- the rows of both. Return the parent's id, or null if there was nobody to tell.
+create function durabletask.tell_parent(child_no bigint, again text, now_at timestamptz) returns text
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+    v_end record;
+    v_event_id text;
+begin
+    select a.process_no, a.process_id, c.parent_generation, c.parent_key, c.epoch, c.status,
+        c.ending_payload
+    into v_end
+    from durabletask.process c
+    join durabletask.process a
+        on a.process_no = c.parent_incarnation and a.process_id is not distinct from c.parent_id
+    where c.process_no = child_no and durabletask.is_finished(c.status)
+        and a.generation = c.parent_generation and not durabletask.is_finished(a.status);
+    if not found then
+        return null;
+    end if;
+    v_event_id := format('durabletask:child:%s:%s:%s.%s%s', v_end.parent_generation,
+        v_end.parent_key, child_no, v_end.epoch, again);
+    if not exists (
+        select from durabletask.event e
+        where e.process_no = v_end.process_no and e.event_id = v_event_id
+    ) then
+        perform durabletask.put_event(v_end.process_no, v_event_id,
+            'durabletask:child:' || v_end.status, v_end.ending_payload, now_at);
+    end if;
+    return v_end.process_id;
+end
+$$;
+
+-- Return the numbers of all processes below these, finished or not.
+create function durabletask.descendants(process_nos bigint[]) returns setof bigint
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+begin
+    return query
+    with recursive below (process_no, process_id) as (
+        select c.process_no, c.process_id
+        from durabletask.process a
+        join durabletask.process c
+            on c.parent_id = a.process_id and c.parent_incarnation is not distinct from a.process_no
+        where a.process_no = any (process_nos)
+        union
+        select c.process_no, c.process_id
+        from below a
+        join durabletask.process c
+            on c.parent_id = a.process_id and c.parent_incarnation is not distinct from a.process_no
+    )
+    select b.process_no from below b;
+end
+$$;
+
+-- Lock the processes of these ids, what is below those that are asked to `descend`, and the parents
+-- of these, to whom an end is told. What was spawned meanwhile is found when its parent is locked,
+-- so it looks again until nothing is new. Numbers rise from parents to children; what comes late may
+-- be out of order all the same, and then a lock_timeout refuses the request, not a deadlock.
+create function durabletask.lock_kin(ids text[], descend text[]) returns bigint[]
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+declare
+    v_descend bigint[];
+    v_seen bigint[] := '{}';
+    v_new bigint[];
+    v_locked bigint[] := '{}';
+begin
+    loop
+        v_descend := array(
+            select p.process_no from durabletask.process p where p.process_id = any (descend));
+        v_new := array(
+            (
+                select p.process_no from durabletask.process p where p.process_id = any (ids)
+                union
+                select d.process_no
+                from durabletask.descendants(v_descend) as d (process_no)
+                union
+                select p.parent_incarnation from durabletask.process p
+                where p.process_no = any (v_descend) and p.parent_incarnation is not null
+            )
+            except
+            select unnest(v_seen)
+        );
+        exit when cardinality(v_new) = 0;
+        v_seen := v_seen || v_new;
+        v_locked := v_locked || array(
+            select p.process_no from durabletask.process p
+            where p.process_no = any (v_new) order by p.process_no + 0 for update);
+    end loop;
+    return v_locked;
+end
+$$;
+
+-- End a process, whose row the caller holds. If it has an owner, that keeps it until it lets go.
+create function durabletask.end_process(
+    of_process bigint, ending text, form text, payload bytea, now_at timestamptz
+) returns void
+language plpgsql volatile as $$
+begin
+    update durabletask.process p
+    set status = ending,
+        ending_form = form,
+        ending_payload = payload,
+        finished_at = case when durabletask.is_finished(ending) then now_at end,
+        updated_at = now_at,
+        wake_at = null,
+        claimable_at = null,
+        parked = false,
+        news = p.owner_no is not null,
+        suspend_reason = null,
+        status_after = null
+    where p.process_no = of_process;
+end
+$$;
+
+-- Whether a request to cancel would change anything.
+create function durabletask.may_cancel(p durabletask.process) returns boolean
+language sql immutable
+begin atomic
+    select (p).cancel_reason is null and not durabletask.is_finished((p).status)
+        and coalesce((p).status_after, (p).status) <> 'compensating';
+end;
+
+-- Ask a process, whose row the caller holds, to cancel, or end it if no host has ever had it;
+-- return whether it has ended.
+create function durabletask.cancel_process(
+    of_process bigint, reason bytea, ending text, form text, payload bytea, now_at timestamptz
+) returns boolean
+language plpgsql volatile as $$
+declare
+    v_ends boolean;
+begin
+    update durabletask.process p
+    set cancel_reason = reason,
+        updated_at = now_at,
+        news = p.owner_no is not null,
+        claimable_at = case
+            when p.parked and durabletask.is_claimable(p.status) then now_at
+            else p.claimable_at
+        end,
+        parked = false
+    where p.process_no = of_process
+    returning p.epoch = 0 and ending is not null into v_ends;
+    if v_ends then
+        perform durabletask.end_process(of_process, ending, form, payload, now_at);
+    end if;
+    return v_ends;
+end
+$$;
+
+-- Let a failed or quarantined process, whose row the caller holds, go on.
+create function durabletask.retry_process(
+    of_process bigint, new_status text, forget_kinds text[], forget_keys text[],
+    forget_indexes integer[], restored integer[], now_at timestamptz
+) returns void
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+    v_restored integer;
+begin
+    if cardinality(forget_keys) > 0 then
+        with gone as (
+            delete from durabletask.checkpoint c
+            using unnest(forget_kinds, forget_keys, forget_indexes) as n (kind, key, index)
+            where c.process_no = of_process and c.key = n.key and c.index = n.index
+                and c.kind = n.kind
+            returning c.*
+        )
+        insert into durabletask.forgotten
+            (process_no, at, epoch, seq, index, replaces, kind, key, form, payload)
+        select g.process_no, g.at, g.epoch, g.seq, g.index, g.replaces, g.kind, g.key, g.form,
+            g.payload
+        from gone g
+        order by g.epoch, g.seq, g.ordinal;
+    end if;
+    update durabletask.event e
+    set consumed = false
+    where e.process_no = of_process and e.position = any (restored) and e.consumed;
+    get diagnostics v_restored = row_count;
+    update durabletask.process p
+    set status = new_status,
+        ending_form = null,
+        ending_payload = null,
+        finished_at = null,
+        epoch = p.epoch + 1,
+        seq = 0,
+        deaths = 0,
+        unconsumed = p.unconsumed + v_restored,
+        claimable_at = now_at,
+        updated_at = now_at
+    where p.process_no = of_process;
+end
+$$;
+
+-- Do what is asked of processes, in the given order. Each request comes back with `refused`, or with
+-- the process as it stands after it and whom it concerned: the ids of `told`.
+create function durabletask.request(
+    ids text[], actions text[], request_ids text[], reasons bytea[],
+    endings text[], ending_forms text[], ending_payloads bytea[],
+    incarnations bigint[], epochs integer[], statuses text[],
+    -- How many each has of those below, which stand in the order of the requests.
+    forget_counts integer[], restore_counts integer[],
+    forget_kinds text[], forget_keys text[], forget_indexes integer[], restores integer[]
+) returns table (place integer, refused text, told text[], process durabletask.process_row)
+language plpgsql volatile
+set lock_timeout = '100ms'
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+    -- Of the latest requests so many are kept, the new one among them: REQUESTS_KEPT.
+    v_kept constant integer := 8;
+    v_locked bigint[];
+    v_now timestamptz;
+    v_process durabletask.process;
+    v_known boolean;
+    v_below bigint[];
+    v_no bigint;
+    v_forgets integer := 0;
+    v_restores integer := 0;
+begin
+    perform durabletask.check_isolation();
+    perform durabletask.be_durable();
+    v_locked := durabletask.lock_kin(ids, array(
+        select n.id from unnest(ids, actions) as n (id, action)
+        where n.action in ('cancel', 'terminate')));
+    v_now := durabletask.clock();
+    for v_at in 1 .. cardinality(ids) loop
+        place := v_at;
+        refused := null; told := '{}'; process := null;
+        v_forgets := v_forgets + forget_counts[v_at];
+        v_restores := v_restores + restore_counts[v_at];
+        select p.* into v_process from durabletask.process p where p.process_id = ids[v_at];
+        v_known := coalesce(request_ids[v_at] = any (v_process.request_ids), false);
+        refused := case
+            when v_process.process_no is null then 'unknown process'
+            when not v_process.process_no = any (v_locked) then 'busy'
+            when v_known then null
+            when actions[v_at] = 'retry' then case
+                when v_process.status not in ('failed', 'quarantined') then
+                    'this status cannot follow the recorded one'
+                when v_process.process_no <> incarnations[v_at]
+                    or v_process.epoch <> epochs[v_at] then
+                    'process belongs to another host, epoch or incarnation'
+            end
+            when durabletask.is_finished(v_process.status)
+                and not (actions[v_at] = 'terminate' and v_process.status = 'terminated') then
+                'process has finished'
+            when actions[v_at] = 'suspend' and v_process.status = 'quarantined' then
+                'this status cannot follow the recorded one'
+        end;
+        if refused is not null then
+            return next;
+            continue;
+        end if;
+        if not v_known then
+            told := array[v_process.process_id];
+            update durabletask.process p
+            set request_ids = (
+                coalesce(p.request_ids, '{}') || request.request_ids[v_at]
+            )[greatest(1, coalesce(cardinality(p.request_ids), 0) + 2 - v_kept):]
+            where p.process_no = v_process.process_no;
+            case actions[v_at]
+            when 'cancel', 'terminate' then
+                v_below := '{}';
+                if actions[v_at] = 'terminate' or durabletask.may_cancel(v_process) then
+                    v_below := array(
+                        select d.process_no
+                        from durabletask.descendants(array[v_process.process_no])
+                            as d (process_no)
+                        order by d.process_no);
+                end if;
+                -- From above, so that who ends with it is not told of those below.
+                foreach v_no in array v_process.process_no || v_below loop
+                    select p.* into v_process from durabletask.process p where p.process_no = v_no;
+                    if durabletask.is_finished(v_process.status) then
+                        continue;
+                    end if;
+                    if actions[v_at] = 'terminate' then
+                        perform durabletask.end_process(v_no, endings[v_at], ending_forms[v_at],
+                            ending_payloads[v_at], v_now);
+                    elsif not durabletask.may_cancel(v_process) then
+                        continue;
+                    elsif not durabletask.cancel_process(v_no, reasons[v_at], endings[v_at],
+                        ending_forms[v_at], ending_payloads[v_at], v_now)
+                    then
+                        told := told || v_process.process_id;
+                        continue;
+                    end if;
+                    told := told || v_process.process_id;
+                    if v_process.parent_id is not null then
+                        told := told || durabletask.tell_parent(v_no, '', v_now);
+                    end if;
+                end loop;
+            when 'suspend' then
+                update durabletask.process p
+                set status = 'suspended',
+                    status_after = p.status,
+                    suspend_reason = reasons[v_at],
+                    claimable_at = null,
+                    parked = false,
+                    news = p.owner_no is not null,
+                    updated_at = v_now
+                where p.process_no = v_process.process_no and p.status <> 'suspended';
+            when 'resume' then
+                update durabletask.process p
+                set status = p.status_after,
+                    status_after = null,
+                    suspend_reason = null,
+                    parked = false,
+                    news = p.owner_no is not null,
+                    claimable_at = case
+                        when p.owner_no is null and durabletask.is_claimable(p.status_after)
+                            then greatest(p.start_at, v_now)
+                    end,
+                    updated_at = v_now
+                where p.process_no = v_process.process_no and p.status = 'suspended';
+            when 'retry' then
+                perform durabletask.retry_process(
+                    v_process.process_no, statuses[v_at],
+                    forget_kinds[v_forgets - forget_counts[v_at] + 1:v_forgets],
+                    forget_keys[v_forgets - forget_counts[v_at] + 1:v_forgets],
+                    forget_indexes[v_forgets - forget_counts[v_at] + 1:v_forgets],
+                    restores[v_restores - restore_counts[v_at] + 1:v_restores],
+                    v_now);
+            end case;
+        end if;
+        select r.* into process from durabletask.process_row r where r.process_id = ids[v_at];
+        return next;
+    end loop;
+end
+$$;
+
+insert into durabletask.migration (version, name, applied_at) values (7, 'requests', clock_timestamp());
+
+-- Commit, for units that reach beyond their own process or need more than a look at it: one after
+-- the other, in the given order, where `commit_units` judges all at once.
+
+-- Record units of processes that the host holds; return what was not simply done, as `commit_units`
+-- does, with `about`: the child or the receiver because of which a unit was refused. "told" is no
+-- refusal: it names the parent that a unit has told of its process's end.
+--
+-- Spawned children, sends, a request that is met, a restart, what happens under a suspension or
+-- after a termination, and the end of a child: these are judged here and nowhere else. So is
+-- everything that is to keep its order to one of them.
+--
+-- Locked are the processes themselves, the receivers, and the parents of those that end; all of them
+-- before the fence, in order of their numbers. A unit that meets a process which came into being
+-- since is "busy".
+create function durabletask.commit_in_turn(
+    host_id text,
+    skip_busy boolean,
+    mark_no bigint,
+    mark_epoch integer,
+    mark_seq integer,
+    mark_kind text,
+    mark_key text,
+    mark_index integer,
+    -- Units.
+    ids text[],
+    nos bigint[],
+    epochs integer[],
+    seqs integer[],
+    statuses text[],
+    wake_ats timestamptz[],
+    endings text[],
+    ending_forms text[],
+    ending_payloads bytea[],
+    leaves text[],
+    meets boolean[],
+    restarts bytea[],
+    mailbox_maxes integer[],
+    -- How many each has of the parts below, which stand in the order of the units.
+    point_counts integer[],
+    event_counts integer[],
+    spawn_counts integer[],
+    send_counts integer[],
+    -- Checkpoints.
+    point_kinds text[],
+    point_keys text[],
+    point_indexes integer[],
+    point_forms text[],
+    point_payloads bytea[],
+    point_replaces boolean[],
+    point_first_wins boolean[],
+    -- Events that leave the mailbox.
+    event_positions integer[],
+    -- Children.
+    spawn_ids text[],
+    spawn_names text[],
+    spawn_inputs bytea[],
+    spawn_digests text[],
+    spawn_creation_ids text[],
+    spawn_start_ats timestamptz[],
+    spawn_deadline_ats timestamptz[],
+    spawn_tags text[],
+    spawn_contexts bytea[],
+    spawn_parent_ids text[],
+    spawn_parent_incarnations bigint[],
+    spawn_parent_generations integer[],
+    spawn_parent_keys text[],
+    -- Events for others.
+    send_ids text[],
+    send_event_ids text[],
+    send_names text[],
+    send_payloads bytea[]
+) returns table (
+    unit integer, refused text, about text, kind text, key text, index integer, form text,
+    payload bytea, replaces boolean, epoch integer, seq integer, at timestamptz)
+language plpgsql volatile
+set lock_timeout = '100ms'
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+#variable_conflict use_column
+declare
+    -- Of consumed events so many survive a restart: EVENTS_KEPT.
+    v_events_kept constant integer := 1000;
+    v_host_no bigint;
+    v_now timestamptz;
+    v_wanted bigint[];
+    v_locked bigint[];
+    v_busy bigint[] := '{}';
+    -- The last part of each sort that belongs to the unit.
+    v_point integer := 0;
+    v_event integer := 0;
+    v_spawn integer := 0;
+    v_send integer := 0;
+    v_process durabletask.process;
+    v_other record;
+    v_held boolean;
+    v_standing text;
+    v_positions integer[];
+    v_born text[];
+    v_coming text[];
+    v_status text;
+    v_wake_at timestamptz;
+    v_dropped integer;
+begin
+    perform durabletask.check_isolation();
+    perform durabletask.be_durable();
+
+    v_wanted := array(
+        select unnest(nos)
+        union
+        select p.process_no from durabletask.process p where p.process_id = any (send_ids)
+        union
+        select p.parent_incarnation
+        from unnest(nos, endings) as n (process_no, ending)
+        join durabletask.process p on p.process_no = n.process_no
+        where n.ending is not null and p.parent_incarnation is not null
+    );
+    if skip_busy then
+        v_locked := array(
+            select p.process_no from durabletask.process p
+            where p.process_no = any (v_wanted)
+            order by p.process_no + 0 for update skip locked);
+    else
+        v_locked := array(
+            select p.process_no from durabletask.process p
+            where p.process_no = any (v_wanted)
+            order by p.process_no + 0 for update);
+    end if;
+    v_host_no := durabletask.hold_fence(host_id);
+    v_now := durabletask.clock();
+    if durabletask.is_rewound(
+        v_host_no, mark_no, mark_epoch, mark_seq, mark_kind, mark_key, mark_index
+    ) then
+        raise exception 'the database does not hold what it acknowledged to host %', host_id
+            using errcode = 'DT002';
+    end if;
+
+    <<units>>
+    for v_at in 1 .. cardinality(nos) loop
+        v_point := v_point + point_counts[v_at];
+        v_event := v_event + event_counts[v_at];
+        v_spawn := v_spawn + spawn_counts[v_at];
+        v_send := v_send + send_counts[v_at];
+        unit := v_at;
+        refused := null; about := null;
+        kind := null; key := null; index := null; form := null; payload := null;
+        replaces := null; epoch := null; seq := null; at := null;
+        v_held := false;
+
+        -- --- judge ---
+
+        select p.* into v_process from durabletask.process p
+        where p.process_no = nos[v_at] and p.process_id is not distinct from ids[v_at];
+        refused := case
+            when v_process.process_no is null or v_process.epoch <> epochs[v_at] then
+                'process belongs to another host, epoch or incarnation'
+            when v_process.process_no = any (v_busy)
+                or not v_process.process_no = any (v_locked) then 'busy'
+            when seqs[v_at] <= v_process.seq then 'again'
+            when v_process.owner_no is distinct from v_host_no then case
+                when durabletask.is_finished(v_process.status) then 'process has finished'
+                else 'process belongs to another host, epoch or incarnation'
+            end
+            when durabletask.is_finished(v_process.status) then case
+                -- A step that was recorded before the end changed no row.
+                when exists (
+                    select from durabletask.checkpoint c
+                    where c.process_no = v_process.process_no and c.epoch = epochs[v_at]
+                        and c.seq = seqs[v_at]) then 'again'
+                when leaves[v_at] is null or endings[v_at] is not null
+                    or point_counts[v_at] + spawn_counts[v_at] + send_counts[v_at] > 0 then
+                    'process has finished'
+                else 'let go'
+            end
+        end;
+        if refused = 'let go' then
+            update durabletask.process p
+            set seq = seqs[v_at], updated_at = v_now, owner_no = null, news = false
+            where p.process_no = v_process.process_no;
+            continue;
+        end if;
+        if refused is not null then
+            if refused = 'busy' then
+                v_busy := v_busy || nos[v_at];
+            end if;
+            return next;
+            if refused <> 'again' then
+                continue;
+            end if;
+        end if;
+        for v_part in v_point - point_counts[v_at] + 1 .. v_point loop
+            if point_first_wins[v_part] then
+                refused := null;
+                select c.kind, c.key, c.index, c.form, c.payload, c.replaces, c.epoch, c.seq, c.at
+                into kind, key, index, form, payload, replaces, epoch, seq, at
+                from durabletask.checkpoint c
+                where c.process_no = v_process.process_no and c.key = point_keys[v_part]
+                    and c.index = point_indexes[v_part] and c.kind = point_kinds[v_part]
+                    and (c.epoch <> epochs[v_at] or c.seq <> seqs[v_at]);
+                if found then
+                    v_held := true;
+                    return next;
+                end if;
+            end if;
+        end loop;
+        if v_held or seqs[v_at] <= v_process.seq or durabletask.is_finished(v_process.status) then
+            continue;
+        end if;
+
+        v_positions := event_positions[v_event - event_counts[v_at] + 1:v_event];
+        if event_counts[v_at] > 0 and event_counts[v_at] > (
+            select count(*) from durabletask.event e
+            where e.process_no = v_process.process_no and e.position = any (v_positions)
+                and not e.consumed
+        ) then
+            refused := 'event was consumed already or never existed';
+            return next;
+            continue;
+        end if;
+
+        -- A suspension stands in front of the status that it covers.
+        v_standing := coalesce(v_process.status_after, v_process.status);
+        v_status := case when restarts[v_at] is null then statuses[v_at] else 'running' end;
+        if statuses[v_at] is not null and not (
+            statuses[v_at] in ('running', 'waiting', 'compensating')
+            and durabletask.may_follow(v_standing, statuses[v_at])
+        ) or restarts[v_at] is not null and not durabletask.may_follow(
+            coalesce(statuses[v_at], v_standing), 'running'
+        ) or endings[v_at] is not null and not (
+            v_process.status <> 'suspended'
+            and endings[v_at] in ('completed', 'failed', 'cancelled', 'terminated', 'quarantined')
+            and durabletask.may_follow(coalesce(v_status, v_standing), endings[v_at])
+        ) then
+            refused := 'this status cannot follow the recorded one';
+            return next;
+            continue;
+        end if;
+
+        v_born := '{}';
+        for v_part in v_spawn - spawn_counts[v_at] + 1 .. v_spawn loop
+            if spawn_ids[v_part] = any (v_born) or exists (
+                select from durabletask.process p
+                where p.process_id = spawn_ids[v_part] and (
+                    p.parent_id is distinct from spawn_parent_ids[v_part]
+                    or p.parent_incarnation is distinct from spawn_parent_incarnations[v_part]
+                    or p.parent_generation is distinct from spawn_parent_generations[v_part]
+                    or p.parent_key is distinct from spawn_parent_keys[v_part])
+            ) then
+                refused := 'the child''s id belongs to a process that this call did not spawn';
+                about := spawn_ids[v_part];
+                return next;
+                continue units;
+            end if;
+            v_born := v_born || spawn_ids[v_part];
+        end loop;
+
+        v_coming := '{}';
+        for v_part in v_send - send_counts[v_at] + 1 .. v_send loop
+            select p.process_no, p.status, p.unconsumed,
+                exists (
+                    select from durabletask.event e
+                    where e.process_no = p.process_no and e.event_id = send_event_ids[v_part]
+                ) as is_known
+            into v_other
+            from durabletask.process p where p.process_id = send_ids[v_part];
+            if not found and send_ids[v_part] = any (v_born) then
+                continue;
+            end if;
+            if v_other.process_no is not null and not v_other.is_known then
+                v_coming := v_coming || send_ids[v_part];
+            end if;
+            refused := case
+                when v_other.process_no is null then 'unknown process'
+                when not v_other.process_no = any (v_locked) then 'busy'
+                when v_other.is_known then null
+                when durabletask.is_finished(v_other.status) then 'process has finished'
+                when v_other.unconsumed
+                    + cardinality(array_positions(v_coming, send_ids[v_part]))
+                    > mailbox_maxes[v_at] then 'mailbox is full'
+            end;
+            if refused is not null then
+                about := send_ids[v_part];
+                exit;
+            end if;
+        end loop;
+        if refused is null and durabletask.is_finished(endings[v_at])
+            and v_process.parent_incarnation is not null
+            and not v_process.parent_incarnation = any (v_locked)
+            and exists (
+                select from durabletask.process p
+                where p.process_no = v_process.parent_incarnation)
+        then
+            refused := 'busy';
+        end if;
+        if refused is not null then
+            if refused = 'busy' then
+                v_busy := v_busy || nos[v_at];
+            end if;
+            return next;
+            continue;
+        end if;
+
+        -- --- write ---
+
+        for v_part in v_spawn - spawn_counts[v_at] + 1 .. v_spawn loop
+            insert into durabletask.process as p (
+                process_id, name, status, claimable_at, created_at, updated_at, start_at,
+                deadline_at, creation_id, input_digest, tags, parent_id, parent_incarnation,
+                parent_generation, parent_key, context, input, cancel_reason)
+            values (
+                spawn_ids[v_part], spawn_names[v_part], 'running',
+                greatest(spawn_start_ats[v_part], v_now), v_now, v_now, spawn_start_ats[v_part],
+                spawn_deadline_ats[v_part], spawn_creation_ids[v_part], spawn_digests[v_part],
+                spawn_tags[v_part]::jsonb, spawn_parent_ids[v_part],
+                spawn_parent_incarnations[v_part], spawn_parent_generations[v_part],
+                spawn_parent_keys[v_part], spawn_contexts[v_part], spawn_inputs[v_part],
+                case when not v_process.cancel_met and not meets[v_at]
+                    then v_process.cancel_reason end)
+            on conflict (process_id) do nothing
+            returning p.process_no into v_other;
+            if found then
+                v_locked := v_locked || v_other.process_no;
+                continue;
+            end if;
+            select p.process_no, p.status, p.parent_incarnation, p.parent_key into v_other
+            from durabletask.process p where p.process_id = spawn_ids[v_part];
+            -- It came into being behind the look above, and may be anybody's.
+            if v_other.parent_incarnation is distinct from spawn_parent_incarnations[v_part]
+                or v_other.parent_key is distinct from spawn_parent_keys[v_part]
+            then
+                raise exception 'process % was created meanwhile', spawn_ids[v_part]
+                    using errcode = 'lock_not_available';
+            end if;
+            perform durabletask.tell_parent(
+                v_other.process_no, format('+%s.%s', epochs[v_at], seqs[v_at]), v_now);
+        end loop;
+
+        for v_part in v_send - send_counts[v_at] + 1 .. v_send loop
+            select p.process_no into v_other
+            from durabletask.process p where p.process_id = send_ids[v_part];
+            if not exists (
+                select from durabletask.event e
+                where e.process_no = v_other.process_no and e.event_id = send_event_ids[v_part]
+            ) then
+                perform durabletask.put_event(v_other.process_no, send_event_ids[v_part],
+                    send_names[v_part], send_payloads[v_part], v_now);
+            end if;
+        end loop;
+
+        for v_part in v_point - point_counts[v_at] + 1 .. v_point loop
+            if point_replaces[v_part] then
+                insert into durabletask.checkpoint as c
+                    (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+                values (
+                    v_process.process_no, v_now, epochs[v_at], seqs[v_at], point_indexes[v_part],
+                    v_part - v_point + point_counts[v_at], true, point_kinds[v_part],
+                    point_keys[v_part], point_forms[v_part], point_payloads[v_part])
+                on conflict (process_no, key, index, kind) do update
+                set at = excluded.at, epoch = excluded.epoch, seq = excluded.seq,
+                    ordinal = excluded.ordinal, replaces = true, form = excluded.form,
+                    payload = excluded.payload;
+            else
+                insert into durabletask.checkpoint
+                    (process_no, at, epoch, seq, index, ordinal, replaces, kind, key, form, payload)
+                values (
+                    v_process.process_no, v_now, epochs[v_at], seqs[v_at], point_indexes[v_part],
+                    v_part - v_point + point_counts[v_at], false, point_kinds[v_part],
+                    point_keys[v_part], point_forms[v_part], point_payloads[v_part]);
+            end if;
+        end loop;
+
+        if event_counts[v_at] > 0 then
+            update durabletask.event e
+            set consumed = true
+            where e.process_no = v_process.process_no and e.position = any (v_positions);
+        end if;
+
+        v_dropped := 0;
+        if restarts[v_at] is not null then
+            delete from durabletask.checkpoint c where c.process_no = v_process.process_no;
+            delete from durabletask.forgotten g where g.process_no = v_process.process_no;
+            delete from durabletask.event e
+            where e.process_no = v_process.process_no and not e.consumed
+                and starts_with(e.name, 'durabletask:child:');
+            get diagnostics v_dropped = row_count;
+            delete from durabletask.event e
+            where e.process_no = v_process.process_no and e.consumed and e.position <= (
+                select k.position from durabletask.event k
+                where k.process_no = v_process.process_no and k.consumed
+                order by k.position desc offset v_events_kept limit 1);
+        end if;
+
+        v_wake_at := case
+            when endings[v_at] is not null or restarts[v_at] is not null then null
+            when statuses[v_at] is not null then wake_ats[v_at]
+            else v_process.wake_at
+        end;
+        v_status := coalesce(v_status, v_standing);
+        update durabletask.process p
+        set seq = seqs[v_at],
+            updated_at = v_now,
+            deaths = 0,
+            status = case
+                when endings[v_at] is not null then endings[v_at]
+                when p.status = 'suspended' then p.status
+                else v_status
+            end,
+            status_after = case when p.status = 'suspended' then v_status end,
+            wake_at = v_wake_at,
+            ending_form = coalesce(ending_forms[v_at], p.ending_form),
+            ending_payload = case
+                when endings[v_at] is null then p.ending_payload else ending_payloads[v_at] end,
+            finished_at = case when durabletask.is_finished(endings[v_at]) then v_now end,
+            owner_no = case
+                when endings[v_at] is null and leaves[v_at] is null then p.owner_no end,
+            -- News that the host has not heard must not sleep with the process.
+            parked = endings[v_at] is null and leaves[v_at] is not null
+                and leaves[v_at] = 'parked' and not p.news,
+            claimable_at = case
+                when endings[v_at] is null and leaves[v_at] is not null
+                    and p.status <> 'suspended'
+                then case
+                    when leaves[v_at] = 'parked' and not p.news then v_wake_at
+                    else v_now
+                end
+            end,
+            news = p.news and endings[v_at] is null and leaves[v_at] is null,
+            unconsumed = p.unconsumed - event_counts[v_at] - v_dropped,
+            generation = p.generation + case when restarts[v_at] is null then 0 else 1 end,
+            input = coalesce(restarts[v_at], p.input),
+            cancel_met = case
+                when restarts[v_at] is not null then false
+                else p.cancel_met or (meets[v_at] and p.cancel_reason is not null)
+            end,
+            cancel_reason = case
+                when restarts[v_at] is null or not (p.cancel_met or meets[v_at])
+                then p.cancel_reason
+            end
+        where p.process_no = v_process.process_no;
+
+        if durabletask.is_finished(endings[v_at]) and v_process.parent_id is not null then
+            about := durabletask.tell_parent(v_process.process_no, '', v_now);
+            if about is not null then
+                refused := 'told';
+                return next;
+            end if;
+        end if;
+    end loop;
+end
+$$;
+
+insert into durabletask.migration (version, name, applied_at) values (8, 'in_turn', clock_timestamp());

@@ -32,7 +32,16 @@ PATIENCE_S = 30.0
 LEASE_TTL_S = 3_600.0
 """Of a lease in virtual time: so long that its heart, which lives by the real one, never beats."""
 
-_TABLES = ("process", "checkpoint", "event", "letter", "fence", "lease", "claim_mark")
+_TABLES = (
+    "process",
+    "checkpoint",
+    "forgotten",
+    "event",
+    "letter",
+    "fence",
+    "lease",
+    "claim_mark",
+)
 
 _TESTED = """
 create table durabletask.user_row (key text primary key);

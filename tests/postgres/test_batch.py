@@ -78,7 +78,7 @@ def spots(unit: Unit) -> set[tuple[Kind, str, int]]:
 @given(batches)
 def test_each_part_can_be_judged_by_one_call(batch: list[Unit]) -> None:
     """G5 G13: nothing is lost, each order stays, one change each, behind its steps."""
-    parts = list(rounds(batch))
+    parts = list(rounds(list(enumerate(batch))))
     places = [place for part in parts for place, _ in part]
     assert sorted(places) == list(range(len(batch)))
     by_process: dict[int, list[int]] = defaultdict(list)
@@ -100,10 +100,10 @@ def test_each_part_can_be_judged_by_one_call(batch: list[Unit]) -> None:
 def test_processes_that_write_once_each_go_in_one_part() -> None:
     """Issue 3 point 1: a batch is one round trip, and so are several steps of one process."""
     batch = [made(number, 1, point("a"), status=Status.WAITING) for number in range(100)]
-    assert [len(part) for part in rounds(batch)] == [100]
+    assert [len(part) for part in rounds(list(enumerate(batch)))] == [100]
     batch = [made(1, seq, point("a", index=seq)) for seq in range(100)]
     batch.append(made(1, 100, ending=FINISH))
-    assert [len(part) for part in rounds(batch)] == [101]
+    assert [len(part) for part in rounds(list(enumerate(batch)))] == [101]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_only_a_lone_new_checkpoint_is_a_step(
 @given(batches)
 def test_columns_fit_the_statement(batch: list[Unit]) -> None:
     """Every array of a group has the same length, and there is one for each parameter."""
-    for part in rounds(batch):
+    for part in rounds(list(enumerate(batch))):
         ordered, steps = steps_first(part)
         assert sorted(ordered, key=lambda each: each[0]) == sorted(part, key=lambda each: each[0])
         assert [is_step(unit) for _, unit in ordered] == [True] * steps + [False] * (

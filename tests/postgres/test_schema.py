@@ -2,11 +2,22 @@
 
 import asyncio
 import itertools
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from durabletask.storage import CLAIMABLE, FINISHED, Refusal, Status, may_follow
+from durabletask.storage import (
+    CHILD_ENDED,
+    CLAIMABLE,
+    EVENTS_KEPT,
+    FINISHED,
+    REQUESTS_KEPT,
+    Action,
+    Refusal,
+    Status,
+    may_follow,
+)
 from durabletask.testing._conformance.world import NAME, step, unit
 from durabletask_postgres._rows import refusal
 from durabletask_postgres._sql import FOLDER, Statements
@@ -47,6 +58,15 @@ def test_the_database_s_refusals_are_words_of_the_seam() -> None:
     assert refusal("busy") is Refusal.BUSY
     for each in (Refusal.UNKNOWN_PROCESS, Refusal.NOT_FINISHED, Refusal.MAILBOX_FULL):
         assert f"'{each.value}'" in FUNCTIONS
+
+
+def test_the_database_s_numbers_and_names_are_the_library_s() -> None:
+    """How much is kept, and how the end of a child is named, is said in SQL as in the seam."""
+    assert f"v_kept constant integer := {REQUESTS_KEPT};" in FUNCTIONS
+    assert f"v_events_kept constant integer := {EVENTS_KEPT};" in FUNCTIONS
+    assert set(re.findall("'durabletask:[a-z]*:", FUNCTIONS)) == {f"'{CHILD_ENDED}"}
+    for action in Action:
+        assert f"'{action}'" in FUNCTIONS
 
 
 async def test_nothing_depends_on_the_clock_of_a_transaction(

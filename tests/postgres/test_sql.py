@@ -1,5 +1,6 @@
 """The statements and the one thing that is rewritten in them."""
 
+import re
 import string
 
 import pytest
@@ -63,7 +64,8 @@ def test_no_statement_of_another_schema_mentions_the_default_one() -> None:
     for file in files:
         rewritten = other.rewrite(file.read_text(encoding="utf-8"))
         code = "\n".join(line.partition("--")[0] for line in rewritten.splitlines())
-        assert "durabletask" not in code, file
+        # "durabletask:" begins the names of the engine's own events, in any schema.
+        assert re.search("durabletask(?!:)", code) is None, file
 
 
 def test_a_file_is_split_at_its_names() -> None:

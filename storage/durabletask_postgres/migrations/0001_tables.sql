@@ -41,7 +41,14 @@ create table durabletask.process (
     ending_form         text,
     ending_payload      bytea,
     context             bytea,
-    input               bytea not null
+    input               bytea not null,
+    -- What was asked from outside: of a request to cancel, met or not; of a suspension, with the
+    -- status that it covers; and the latest requests, so that a copy of one changes nothing.
+    cancel_reason       bytea,
+    cancel_met          boolean not null default false,
+    suspend_reason      bytea,
+    status_after        text,
+    request_ids         text[]
 ) with (fillfactor = 80);
 
 create index process_claimable on durabletask.process (name, claimable_at, process_no)
@@ -67,6 +74,23 @@ create table durabletask.checkpoint (
     payload     bytea not null,
     primary key (process_no, key, index, kind)
 );
+
+-- What a retry has put aside, to be seen and never recalled; in the order of `forgotten_no`.
+create table durabletask.forgotten (
+    forgotten_no    bigint generated always as identity primary key,
+    process_no      bigint not null,
+    at              timestamptz not null,
+    epoch           integer not null,
+    seq             integer not null,
+    index           integer not null,
+    replaces        boolean not null,
+    kind            text collate "C" not null,
+    key             text collate "C" not null,
+    form            text collate "C" not null,
+    payload         bytea not null
+);
+
+create index forgotten_process on durabletask.forgotten (process_no, forgotten_no);
 
 -- One row an event; `position` comes from the process row's counter, under that row's lock:
 -- a sequence would hand out numbers in another order than that of the commits.

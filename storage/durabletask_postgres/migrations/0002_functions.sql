@@ -45,7 +45,7 @@ begin atomic
             'running', 'waiting', 'suspended', 'compensating',
             'completed', 'failed', 'cancelled', 'terminated', 'quarantined')
         when 'suspended' then after in (
-            'suspended', 'running', 'waiting', 'cancelled', 'terminated')
+            'suspended', 'running', 'waiting', 'compensating', 'cancelled', 'terminated')
         when 'compensating' then after in (
             'compensating', 'suspended', 'failed', 'cancelled', 'terminated', 'quarantined')
         when 'failed' then after in ('failed', 'running', 'compensating')
@@ -100,6 +100,7 @@ create function durabletask.remove(process_nos bigint[]) returns void
 language plpgsql volatile as $$
 begin
     delete from durabletask.checkpoint where process_no = any (process_nos);
+    delete from durabletask.forgotten where process_no = any (process_nos);
     delete from durabletask.event where process_no = any (process_nos);
     delete from durabletask.letter where process_no = any (process_nos);
     delete from durabletask.process where process_no = any (process_nos);
@@ -147,6 +148,8 @@ begin
             -- A repeat after a lost answer must not replace its own creation.
             where n.replace and durabletask.is_finished(p.status)
                 and p.creation_id <> n.creation_id
+                -- What a host still holds of one that was terminated is on its way yet.
+                and p.owner_no is null
             order by p.process_no + 0
             for update of p
         );
@@ -203,12 +206,15 @@ begin
         case
             when p.process_no is null then 'unknown process'
             when not durabletask.is_finished(p.status) then 'process has not finished'
+            -- It was terminated, and its host writes until it has heard of that.
+            when p.owner_no is not null then 'busy'
         end
     from (select distinct unnest(ids) as id) i
     left join durabletask.process p on p.process_id = i.id;
     perform durabletask.remove(array(
         select p.process_no from durabletask.process p
         where p.process_id = any (ids) and durabletask.is_finished(p.status)
+            and p.owner_no is null
     ));
 end
 $$;
@@ -222,7 +228,7 @@ declare
 begin
     v_nos := array(
         select p.process_no from durabletask.process p
-        where p.finished_at < durabletask.clock() - keep
+        where p.finished_at < durabletask.clock() - keep and p.owner_no is null
         order by p.finished_at
         limit count_max
         for update skip locked

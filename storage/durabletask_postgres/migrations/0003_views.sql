@@ -34,6 +34,9 @@ select
     p.ending_payload,
     p.context,
     p.input,
+    p.cancel_reason,
+    p.cancel_met,
+    p.suspend_reason,
     p.tags as tag_set
 from durabletask.process p
 left join durabletask.fence f on f.host_no = p.owner_no
@@ -69,6 +72,9 @@ select
     case when r.ending_form = 'value' then durabletask.as_json(r.ending_payload) end as result,
     case when r.ending_form = 'error' then durabletask.as_json(r.ending_payload) end as error,
     r.parent_id,
+    durabletask.as_json(r.suspend_reason) as suspended_because,
+    durabletask.as_json(r.cancel_reason) as cancel_because,
+    case when r.cancel_reason is not null then r.cancel_met end as cancel_met,
     r.deaths,
     r.epoch,
     r.process_no as incarnation
@@ -88,6 +94,20 @@ select
     c.ordinal
 from durabletask.checkpoint c
 join durabletask.process p on p.process_no = c.process_no;
+
+create view durabletask.forgotten_view as
+select
+    p.process_id,
+    g.kind,
+    g.key,
+    nullif(g.index, -1) as index,
+    g.form,
+    durabletask.as_json(g.payload) as payload,
+    g.at,
+    g.epoch,
+    g.seq
+from durabletask.forgotten g
+join durabletask.process p on p.process_no = g.process_no;
 
 create view durabletask.event_view as
 select

@@ -15,7 +15,8 @@ begin atomic
         when mark_key is null then exists (
             select from durabletask.process p
             where p.process_no = mark_no and p.epoch = mark_epoch
-                and p.owner_no is not distinct from host_no)
+                and p.owner_no is not distinct from host_no
+                and (mark_seq is null or p.seq < mark_seq))
         else not exists (
             select from durabletask.checkpoint c
             where c.process_no = mark_no and c.key = mark_key and c.index = mark_index
@@ -83,7 +84,7 @@ begin
         as s (process_no, seq, key, payload, epoch, index, kind, form)
     join durabletask.process p on p.process_no = s.process_no
     where p.epoch = coalesce(s.epoch, 1) and s.seq > p.seq
-        and p.owner_no is not distinct from v_host_no;
+        and p.owner_no is not distinct from v_host_no and p.finished_at is null;
     get diagnostics v_count = row_count;
     return v_count;
 end
@@ -105,12 +106,14 @@ $$;
 --
 -- A unit, counted from 1 through the steps and then the changes, comes back with `refused`, or once
 -- for each checkpoint that is held in place of its own; with "again" it is not newer than the last
--- one applied, and nothing of it was written now.
+-- one applied, and nothing of it was written now; with "in turn" nothing was written either, and
+-- it is for `commit_in_turn`, which knows suspensions, terminations and parents.
 create function durabletask.commit_units(
     host_id text,
     skip_busy boolean,
     careful boolean,
-    -- The last thing that the caller was told: a checkpoint, or with no key that a process left it.
+    -- The last thing that the caller was told: a checkpoint; or with no key that a process has
+    -- left it, or with a seq alone that it has come so far.
     mark_no bigint,
     mark_epoch integer,
     mark_seq integer,
@@ -214,6 +217,7 @@ begin
             join durabletask.process p on p.process_no = s.process_no
             where p.process_id is not distinct from s.process_id and p.epoch = s.epoch
                 and p.owner_no is not distinct from v_host_no and s.seq > p.seq
+                and p.finished_at is null
             on conflict do nothing;
         else
             insert into durabletask.checkpoint
@@ -226,7 +230,8 @@ begin
             ) as s (process_id, process_no, epoch, seq, kind, key, index, form, payload)
             join durabletask.process p on p.process_no = s.process_no
             where p.process_id is not distinct from s.process_id and p.epoch = s.epoch
-                and p.owner_no is not distinct from v_host_no and s.seq > p.seq;
+                and p.owner_no is not distinct from v_host_no and s.seq > p.seq
+                and p.finished_at is null;
         end if;
         get diagnostics v_count = row_count;
         if v_count < cardinality(step_nos) then
@@ -241,6 +246,9 @@ begin
                         when s.seq > p.seq and p.owner_no is distinct from v_host_no then
                             case when durabletask.is_finished(p.status) then 'process has finished'
                                 else 'process belongs to another host, epoch or incarnation' end
+                        when s.seq > p.seq and durabletask.is_finished(p.status)
+                            and (c.epoch, c.seq) is distinct from (s.epoch, s.seq) then
+                            'process has finished'
                         when s.seq > p.seq and c.process_no is null then 'busy'
                         when s.seq <= p.seq and (
                             c.process_no is null or (c.epoch = s.epoch and c.seq = s.seq)
@@ -295,10 +303,12 @@ begin
                 when durabletask.is_finished(p.status) then 'process has finished'
                 else 'process belongs to another host, epoch or incarnation'
             end
+            when p.status = 'suspended' or durabletask.is_finished(p.status)
+                or (p.parent_id is not null and durabletask.is_finished(a.ending)) then 'in turn'
             when a.place = any (v_held) then 'held'
             when a.place = any (v_missing) then 'event was consumed already or never existed'
             when a.status is not null and not (
-                a.status in ('running', 'waiting', 'compensating', 'suspended')
+                a.status in ('running', 'waiting', 'compensating')
                 and durabletask.may_follow(p.status, a.status)
             ) or a.ending is not null and not (
                 a.ending in ('completed', 'failed', 'cancelled', 'terminated', 'quarantined')
@@ -477,6 +487,8 @@ begin
             when durabletask.is_finished(v_process.status) then 'process has finished'
             else 'process belongs to another host, epoch or incarnation'
         end;
+    elsif durabletask.is_finished(v_process.status) then
+        refused := 'process has finished';
     end if;
     if refused is not null then
         return next;

@@ -48,7 +48,7 @@ create function durabletask.claim(
     started_at timestamptz, deadline_at timestamptz, finished_at timestamptz, creation_id text,
     input_digest text, tags text, parent_id text, parent_incarnation bigint,
     parent_generation integer, parent_key text, ending_form text, ending_payload bytea,
-    context bytea, input bytea,
+    context bytea, input bytea, cancel_reason bytea, cancel_met boolean, suspend_reason bytea,
     kinds text[], keys text[], indexes integer[], forms text[], payloads bytea[],
     replaces boolean[], epochs integer[], seqs integer[], ats timestamptz[],
     event_positions integer[], event_ids text[], event_names text[], event_payloads bytea[],
@@ -213,7 +213,7 @@ begin
         r.parked, r.owner, r.owner_label, r.wake_at, r.created_at, r.updated_at, r.start_at,
         r.started_at, r.deadline_at, r.finished_at, r.creation_id, r.input_digest, r.tags,
         r.parent_id, r.parent_incarnation, r.parent_generation, r.parent_key, r.ending_form,
-        r.ending_payload, r.context, r.input,
+        r.ending_payload, r.context, r.input, r.cancel_reason, r.cancel_met, r.suspend_reason,
         c.kinds, c.keys, c.indexes, c.forms, c.payloads, c.replaces, c.epochs, c.seqs, c.ats,
         e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed, null::text
     from (
@@ -256,7 +256,7 @@ begin
             r.parked, r.owner, r.owner_label, r.wake_at, r.created_at, r.updated_at, r.start_at,
             r.started_at, r.deadline_at, r.finished_at, r.creation_id, r.input_digest, r.tags,
             r.parent_id, r.parent_incarnation, r.parent_generation, r.parent_key, r.ending_form,
-            r.ending_payload, r.context, r.input,
+            r.ending_payload, r.context, r.input, r.cancel_reason, r.cancel_met, r.suspend_reason,
             null::text[], null::text[], null::integer[], null::text[], null::bytea[],
             null::boolean[], null::integer[], null::integer[], null::timestamptz[],
             e.positions, e.ids, e.names, e.payloads, e.ats, e.consumed, t.damage

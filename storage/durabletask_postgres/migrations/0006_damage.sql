@@ -107,6 +107,7 @@ begin
                     select p.process_no from durabletask.process p
                     where p.process_no >= v_from and p.process_no < v_until
                         and coalesce(p.finished_at, 'infinity') < readable.now_at
+                        and p.owner_no is null
                     limit readable.count_max);
                 exit when cardinality(nos) >= count_max;
             end case;
@@ -178,6 +179,10 @@ begin
                 where e.process_no = (
                     select p.process_no from durabletask.process p
                     where p.process_id = damages.process_id);
+                perform g::text from durabletask.forgotten g
+                where g.process_no = (
+                    select p.process_no from durabletask.process p
+                    where p.process_id = damages.process_id);
             end if;
         exception when internal_error or system_error then
             damage := sqlerrm;
@@ -205,6 +210,15 @@ set plan_cache_mode = 'force_generic_plan'
 set enable_seqscan = off as $$
 begin
     return query select c.* from durabletask.checkpoint c where c.process_no = of_process;
+end
+$$;
+
+create function durabletask.forgotten_of(of_process bigint) returns setof durabletask.forgotten
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off as $$
+begin
+    return query select g.* from durabletask.forgotten g where g.process_no = of_process;
 end
 $$;
 
@@ -309,7 +323,10 @@ begin
         p.parked, f.host_id, f.label, p.wake_at, p.created_at, p.updated_at, p.start_at,
         p.started_at, p.deadline_at, p.finished_at, p.creation_id, p.input_digest, null::text,
         p.parent_id, p.parent_incarnation, p.parent_generation, p.parent_key, null::text,
-        null::bytea, null::bytea, 'null'::bytea, null::jsonb
+        null::bytea, null::bytea, 'null'::bytea,
+        -- That it was asked, if not why: values may be damaged.
+        case when p.cancel_reason is not null then 'null'::bytea end, p.cancel_met,
+        case when p.suspend_reason is not null then 'null'::bytea end, null::jsonb
     into v_row
     from durabletask.process p left join durabletask.fence f on f.host_no = p.owner_no
     where p.process_no = of_process;
