@@ -1,7 +1,7 @@
 """Uses that both type checkers accept, with the types that they must see. Never run."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -44,6 +44,11 @@ class Bank:
     def balance(self, account: str) -> Decimal:
         return Decimal(account)
 
+    async def roll_back(self, entry: UUID) -> None: ...
+
+    def forget(self, what: object) -> str:
+        return str(what)
+
 
 bank = Bank()
 
@@ -72,6 +77,11 @@ host = ProcessHost(MemoryStorage(), errors=[StepError], types=[Approval], retry=
 
 @host.process
 async def transfer(proc: Process, source: str, amount: Decimal) -> str:
+    undone = await proc.do("hold", bank.transfer, source, amount, undo=bank.roll_back)
+    assert_type(undone, UUID)
+    read = await proc.do("read", bank.balance, source, timeout=5, undo=bank.forget)
+    assert_type(read, Decimal)
+    assert_type(await proc.do("lambda", fetch, "url", 1, undo=lambda body: body.hex()), bytes)
     call = proc.do("debit", bank.transfer, source, amount)
     assert_type(call, DurableCall[UUID])
     assert_type(await call, UUID)
@@ -81,6 +91,17 @@ async def transfer(proc: Process, source: str, amount: Decimal) -> str:
     assert_type(await proc.do("ping", ping, timeout=1.5), None)
     fixed: Callable[[], Decimal] = partial(bank.balance, account=source)
     assert_type(await proc.do("partial", fixed), Decimal)
+
+    assert_type(await proc.do("once", fetch, "x", 3, at_most_once=True), bytes)
+    assert_type(proc.map("parse all", parse, [b"x", b"y"]), DurableCall[list[list[int]]])
+    assert_type(await proc.map("balances", bank.balance, ("a", "b"), concurrency=5), list[Decimal])
+    twice: Callable[[str], Awaitable[bytes]] = partial(fetch, tries=2)
+    urls = (url for url in ["a", "b"])
+    assert_type(await proc.map("fetch all", twice, urls, timeout=5, retry=RetryPolicy()), list[bytes])
+    await proc.report({"done": 5})
+    await proc.report(Approval("carol"), type=Approval)
+    assert_type(await proc.version("pricing", 2), int)
+    assert_type(await proc.version("season", "autumn"), str)
 
     assert_type(await proc.get("id", uuid4), UUID)
     assert_type(await proc.get("async", ping), None)
@@ -111,6 +132,7 @@ async def transfer(proc: Process, source: str, amount: Decimal) -> str:
     assert_type(task.result(), list[int])
     assert_type(await asyncio.wait_for(proc.do("d", parse, b""), 5), list[int])
     assert_type(current_step(), Step)
+    await current_step().heartbeat({"page": 1})
     assert_type(proc.idempotency_key("debit"), str)
     return approval.by if False else source
 

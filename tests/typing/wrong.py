@@ -20,6 +20,10 @@ def text(n: int) -> str:
     return str(n)
 
 
+def shout(text: str) -> str:
+    return text.upper()
+
+
 @host.process
 async def process(proc: Process, amount: Decimal) -> str:
     await proc.do("too few", add, 1)  # type: ignore[arg-type]
@@ -29,6 +33,14 @@ async def process(proc: Process, amount: Decimal) -> str:
     await proc.do("a call", add(1, 2))  # type: ignore[call-overload]
     await proc.do(5, add, 1, 2)  # type: ignore[call-overload]
     await proc.do("option", add, 1, 2, retries=5)  # type: ignore[call-overload]
+    await proc.do("undo of text", add, 1, 2, undo=shout)  # type: ignore[call-arg,misc]
+    await proc.do("undo of two", add, 1, 2, undo=add)  # type: ignore[call-arg,arg-type]
+    await proc.do("undo called", text, 1, undo=shout("1"))  # type: ignore[call-overload]
+    await proc.map("item", text, ["5"])  # type: ignore[arg-type]
+    await proc.map("two", add, [1])  # type: ignore[arg-type]
+    await proc.map("items", text, 5)  # type: ignore[call-overload]
+    texts: list[int] = await proc.map("texts", text, [5])  # type: ignore[arg-type]
+    await proc.version("float", 1.5)  # type: ignore[type-var]
     total = await proc.do("result", add, 1, 2)
     result: str = total  # type: ignore[assignment]
     five = await proc.get("value", 5)
