@@ -22,7 +22,7 @@ from typing import Any
 import durabletask._steps as _steps
 from durabletask._callable import CallSpec
 from durabletask._caller import STEP
-from durabletask._errors import ProcessInterrupted, ProgramError
+from durabletask._errors import ProcessInterrupted
 from durabletask._model import Checkpoint, Form, Kind
 from durabletask._retry import RetryPolicy
 from durabletask._run import Run
@@ -75,6 +75,8 @@ class Map:
         self._interrupted = False
         self._left: list[int] = []
         """The items to run."""
+        self._unbegun: list[int] = []
+        """Those that were stopped before they began."""
         self._begun = 0
         """Every item below had begun, in this run or an earlier one."""
 
@@ -83,7 +85,8 @@ class Map:
         run = self._run
         self._look()
         if run.gated and self._items:
-            await run.pass_gate(Kind.DO, self._key, self._left[0] if self._left else 0)
+            # A call that is new where anything is left to run.
+            await self._pass_gate(self._left[0] if self._left else 0)
         run.check_caller(self._key)
         tasks = [self._relive(held) for held in self._recall()]
         tasks += [self._work() for _ in range(min(self._concurrency, len(self._left)))]
@@ -111,24 +114,30 @@ class Map:
                 self._begun = index + 1
         self._left = [index for index in unrecorded if self._open or index < self._begun]
 
+    async def _pass_gate(self, index: int) -> None:
+        """Let the first item meet what is to be met before the whole begins."""
+        try:
+            await self._run.pass_gate(Kind.DO, self._key, index)
+        except Exception as error:  # noqa: BLE001  (recorded as the failure of the item)
+            self._failures[index] = error
+            self._open = False
+            self._left = [other for other in self._left if index < other < self._begun]
+
     def _recall(self) -> list[Checkpoint]:
         """Take what is recorded; return the items to which a cancellation has to come again."""
         run, journal, key = self._run, self._run.journal, self._key
-        before = len(journal.slots)
         relived: list[Checkpoint] = []
         notes = journal.notes or {}
+        self._check_limits(len(journal.slots), len(journal.slots) + len(self._left))
         for index in range(len(self._items)):
-            try:
-                held = journal.ask(Kind.DO, key, index)
-            except ProgramError as error:
-                raise run.quarantine(error) from error
-            if held is None:
+            if journal.slots.get((key, index)) is None:
                 continue
+            held = run.ask(Kind.DO, key, index)
+            assert held is not None
             if held.form is Form.CANCELLED or (Kind.OVERTAKEN, key, index) in notes:
                 relived.append(held)
             else:
                 self._unseal(held)
-        self._check_limits(before, len(journal.slots))
         return relived
 
     def _check_limits(self, before: int, after: int) -> None:
@@ -162,8 +171,6 @@ class Map:
         """Run one item after the other, in turns with the other workers."""
         try:
             while not self._asked_to_stop:
-                if self._run.gated:
-                    await self._run.stay_open(self._key)
                 index = next(self._pending, None)
                 if index is None or not (self._open or index < self._begun):
                     return
@@ -172,12 +179,21 @@ class Map:
             self._interrupted = True
 
     async def _run_item(self, index: int) -> None:
+        run = self._run
+        begun = False
         try:
+            if run.gated:
+                await run.pass_gate(Kind.DO, self._key, index)
+            run.ask(Kind.DO, self._key, index)
+            begun = True
             self._results[index] = await self._step(index)
         except ProcessInterrupted:
             raise
         except asyncio.CancelledError:
-            self._cancelled = True
+            if begun:
+                self._cancelled = True
+            else:
+                self._unbegun.append(index)
         except Exception as error:  # noqa: BLE001  (the recorded failure of an item, raised later)
             self._failures[index] = error
             self._open = False
@@ -242,7 +258,9 @@ class Map:
         run = self._run
         if self._cancelled:
             raise asyncio.CancelledError
-        unbegun = None if self._failures else next(self._pending, None)
+        unbegun = None
+        if not self._failures:
+            unbegun = min(self._unbegun, default=next(self._pending, None))
         if self._asked_to_stop and unbegun is not None:
             await run.record_cancelled(Kind.DO, self._key, unbegun)
             raise asyncio.CancelledError
