@@ -17,7 +17,7 @@ from durabletask_filesystem._inspection import (
 from durabletask_filesystem._locking import refuse_no_store, take_lock
 from durabletask_filesystem._log import Segment
 from durabletask_filesystem._manifest import index_name, segment_name
-from durabletask_filesystem._records import Batch, NewRecord, PurgeRecord
+from durabletask_filesystem._records import Batch, NewRecord, PurgeRecord, singles
 from durabletask_filesystem._recovery import load_index
 from durabletask_filesystem._sealing import Standing, index_of
 from durabletask_filesystem._state import Proc
@@ -138,8 +138,9 @@ def _replay(table: Table, fates: _Fates, inspection: Inspection) -> int:
         if isinstance(record, Batch):
             batch = record.n
         elif record is not None:
-            if isinstance(record, NewRecord | PurgeRecord):
-                fates.note(record)
+            for part in singles(record):
+                if isinstance(part, NewRecord | PurgeRecord):
+                    fates.note(part)
             table.replay(record, inspection.part.number, frame.offset)
     return batch
 

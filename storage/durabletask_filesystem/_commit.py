@@ -1,8 +1,8 @@
 """Committing units: the hot path.
 
 What is asked first decides: ownership, repeat, finished, held checkpoints,
-mailbox, transition. Only then is a unit written, whole; memory changes by the
-same function that reads it again at opening.
+mailbox, transition, other processes. Only then is a unit written, whole;
+memory changes by the same function that reads it again at opening.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,13 @@ from msgspec import Raw
 
 from durabletask.errors import InvalidArgumentError
 from durabletask.storage import (
+    CHILD_ENDED,
     CLAIMABLE,
     DONE,
+    EVENTS_KEPT,
     FINISHED,
     Checkpoint,
+    Event,
     Leave,
     Refusal,
     Status,
@@ -27,14 +30,18 @@ from durabletask.storage import (
     may_follow,
 )
 from durabletask_filesystem._frames import OVERHEAD_BYTES
+from durabletask_filesystem._group import Group
 from durabletask_filesystem._history import Library
 from durabletask_filesystem._log import PENDING_BYTES_MAX, DamageError, Log
+from durabletask_filesystem._reach import Plan, Reach
 from durabletask_filesystem._records import (
     CheckpointRecord,
     EndingRecord,
+    RestartRecord,
     UnitRecord,
     encode,
     outer_of,
+    stored,
 )
 from durabletask_filesystem._state import (
     OFFSET_MASK,
@@ -43,6 +50,7 @@ from durabletask_filesystem._state import (
     Proc,
     add_key,
     has_key,
+    ranges,
     slot,
 )
 from durabletask_filesystem._table import Table
@@ -51,8 +59,8 @@ _NOT_OWNER = UnitOutcome(refused=Refusal.NOT_OWNER)
 _FINISHED = UnitOutcome(refused=Refusal.FINISHED)
 _NOT_IN_MAILBOX = UnitOutcome(refused=Refusal.NOT_IN_MAILBOX)
 _ILLEGAL = UnitOutcome(refused=Refusal.ILLEGAL_TRANSITION)
+_BUSY = UnitOutcome(refused=Refusal.BUSY)
 
-_LIVE = CLAIMABLE | {Status.SUSPENDED}
 _ENDINGS = FINISHED | {Status.QUARANTINED}
 
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
@@ -74,8 +82,12 @@ def check_payload(payload: bytes) -> None:
         ) from None
 
 
-def _check_payloads(units: Sequence[Unit]) -> None:
-    """Do `check_payload` for all payloads of a batch, before anything of it is written."""
+def _check_units(units: Sequence[Unit]) -> None:
+    """Refuse a batch that cannot be written, before anything of it is.
+
+    Raises:
+        InvalidArgumentError: A payload is not JSON, or something stands beside a restart.
+    """
     check = _check_json
     payload = b""
     try:
@@ -86,41 +98,85 @@ def _check_payloads(units: Sequence[Unit]) -> None:
             if unit.ending is not None:
                 payload = unit.ending.payload
                 check(payload)
+            if unit.spawns or unit.sends or unit.restart is not None:
+                for payload in _others_payloads(unit):
+                    check(payload)
     except msgspec.DecodeError:
         check_payload(payload)
+
+
+def _others_payloads(unit: Unit) -> list[bytes]:
+    if unit.restart is not None and (
+        unit.checkpoints
+        or unit.status is not None
+        or unit.ending is not None
+        or unit.spawns
+        or unit.sends
+    ):
+        raise InvalidArgumentError(
+            f"unit {unit.seq} of process {unit.process_id!r} restarts it and does something else",
+            hint="nothing but `consumes`, `meets_cancel` and `leave` may stand beside `restart`",
+        )
+    payloads = [child.input for child in unit.spawns]
+    payloads += [event.payload for event in unit.sends]
+    return payloads if unit.restart is None else [unit.restart]
+
+
+def _consumed(proc: Proc, mailbox: Sequence[Event], unit: Unit) -> list[int]:
+    """Return the positions of the events that a process has taken, as far as it knows them."""
+    known = set() if proc.mail is None else set(proc.mail.ids.values())
+    left = {event.position for event in mailbox} - set(unit.consumes)
+    return sorted(known - left)
 
 
 class Committer:
     """Writes units."""
 
-    def __init__(self, log: Log, table: Table, library: Library) -> None:
+    def __init__(self, log: Log, table: Table, library: Library, reach: Reach) -> None:
         self._log = log
         self._table = table
         self._library = library
+        self._reach = reach
 
     def commit(self, host: str, units: Sequence[Unit], now: datetime) -> tuple[UnitOutcome, ...]:
         """Record units of processes that this host holds; see the seam for the rules."""
-        _check_payloads(units)
+        _check_units(units)
         outcomes: list[UnitOutcome] = []
+        busy: set[str] = set()
         while True:
-            count = self._write_steps(host, units, len(outcomes), now)
+            count = 0 if busy else self._write_steps(host, units, len(outcomes), now)
             outcomes += [DONE] * count
             if len(outcomes) == len(units):
                 return tuple(outcomes)
             if not count:
-                outcomes.append(self._commit(host, units[len(outcomes)], now))
+                unit = units[len(outcomes)]
+                # Behind a unit that goes again later nothing of its process may be written.
+                outcome = _BUSY if unit.process_id in busy else self._commit(host, unit, now)
+                if outcome.refused is Refusal.BUSY:
+                    busy.add(unit.process_id)
+                outcomes.append(outcome)
 
     def _commit(self, host: str, unit: Unit, now: datetime) -> UnitOutcome:
         proc = self._table.procs.get(unit.process_id)
         if proc is None:
-            return self._answer_gone(unit)
+            return self._answer_gone(host, unit, now)
         if unit.epoch != proc.epoch or unit.incarnation != proc.incarnation:
             return _NOT_OWNER
         if unit.seq <= proc.seq:
             return self._answer_again(proc, unit)
         if proc.owner != host:
             return _NOT_OWNER
-        return self._refused(proc, unit) or self._write(proc, unit, now)
+        refused = self._refused(proc, unit)
+        if refused is not None:
+            return refused
+        if unit.restart is not None:
+            return self._restart(proc, unit, unit.restart, now)
+        if not unit.spawns and not unit.sends:
+            return self._write(proc, unit, None, now)
+        plan = self._reach.plan(unit)
+        if isinstance(plan, UnitOutcome):
+            return plan
+        return self._write(proc, unit, plan, now)
 
     # --- deciding ------------------------------------------------------------------------
 
@@ -144,17 +200,22 @@ class Committer:
                 position in pending for position in unit.consumes
             ):
                 return _NOT_IN_MAILBOX
-        if unit.status is not None or unit.ending is not None:
-            return self._illegal(proc.status, unit)
+        if unit.status is not None or unit.ending is not None or unit.restart is not None:
+            return self._illegal(proc, unit)
         return None
 
-    def _illegal(self, status: Status, unit: Unit) -> UnitOutcome | None:
+    def _illegal(self, proc: Proc, unit: Unit) -> UnitOutcome | None:
+        status = proc.standing
         if unit.status is not None:
-            if unit.status not in _LIVE or not may_follow(status, unit.status):
+            if unit.status not in CLAIMABLE or not may_follow(status, unit.status):
                 return _ILLEGAL
             status = unit.status
+        if unit.restart is not None and not may_follow(status, Status.RUNNING):
+            return _ILLEGAL
         if unit.ending is not None and (
-            unit.ending.status not in _ENDINGS or not may_follow(status, unit.ending.status)
+            proc.status is Status.SUSPENDED
+            or unit.ending.status not in _ENDINGS
+            or not may_follow(status, unit.ending.status)
         ):
             return _ILLEGAL
         return None
@@ -177,7 +238,7 @@ class Committer:
         held = self._held(proc, unit)
         return UnitOutcome(held=held) if held else DONE
 
-    def _answer_gone(self, unit: Unit) -> UnitOutcome:
+    def _answer_gone(self, host: str, unit: Unit, now: datetime) -> UnitOutcome:
         """Answer a unit of a process that is not among the unfinished."""
         proc = self._library.finished(unit.process_id)
         if proc is None:
@@ -186,7 +247,12 @@ class Committer:
             return _NOT_OWNER
         if unit.seq <= proc.seq:
             return self._answer_again(proc, unit)
-        return _FINISHED
+        if proc.owner != host or unit.leave is None:
+            return _FINISHED
+        if unit.checkpoints or unit.ending is not None or unit.spawns or unit.sends:
+            return _FINISHED
+        self.release(proc, unit.seq, now)
+        return DONE
 
     def _load(self, proc: Proc) -> bytes | set[int]:
         try:
@@ -224,6 +290,10 @@ class Committer:
                     or unit.ending is not None
                     or unit.leave is not None
                     or unit.consumes
+                    or unit.spawns
+                    or unit.sends
+                    or unit.meets_cancel
+                    or unit.restart is not None
                     or seq <= proc.seq
                     or unit.epoch != proc.epoch
                     or unit.incarnation != proc.incarnation
@@ -271,21 +341,35 @@ class Committer:
 
     # --- writing -------------------------------------------------------------------------
 
-    def _write(self, proc: Proc, unit: Unit, now: datetime) -> UnitOutcome:
-        number = self._log.number
-        spot = proc.spot
+    def _write(self, proc: Proc, unit: Unit, plan: Plan | None, now: datetime) -> UnitOutcome:
+        if plan is None and (unit.ending is None or proc.more.parent is None):
+            number, spot = self._log.number, proc.spot
+            prev = spot & OFFSET_MASK if spot >> SEGMENT_SHIFT == number else 0
+            record = self._record(proc, unit, now, prev)
+            offset = self._log.append(encode(record))
+            self._table.apply_unit(proc, record, number, offset)
+            return DONE
+        encode(unit)  # raises now what could not be encoded later
+        if unit.ending is not None:
+            self._reach.prepare(proc)
+        group = Group(self._log, self._table)
+        if plan is not None:
+            self._reach.carry_out(group, proc, unit, plan, now)
+        group.add(proc, lambda prev: self._record(proc, unit, now, prev))
+        if unit.ending is not None:
+            self._reach.tell_parent(group, proc, unit.ending, now)
+        group.write()
+        return DONE
+
+    def _record(self, proc: Proc, unit: Unit, now: datetime, prev: int) -> UnitRecord:
         ending = unit.ending
-        leave = unit.leave
-        if leave is Leave.PARKED and proc.id in self._table.news:
-            # An event that the host has not heard of must not sleep with the process.
-            leave = Leave.RELEASED
-        record = UnitRecord(
+        return UnitRecord(
             unit.process_id,
             unit.incarnation,
             unit.epoch,
             unit.seq,
             now,
-            spot & OFFSET_MASK if spot >> SEGMENT_SHIFT == number else 0,
+            prev,
             tuple(
                 [
                     CheckpointRecord(
@@ -303,17 +387,87 @@ class Committer:
             unit.consumes,
             unit.status,
             unit.wake_at if unit.status is not None else None,
-            None
-            if ending is None
-            else EndingRecord(
-                ending.status, Raw(ending.payload), ending.form, outer_of(ending.payload)
-            ),
-            leave if ending is None else None,
+            None if ending is None else stored(ending),
+            self._leave_of(proc, unit) if ending is None else None,
             self._last_state(proc, unit, now) if ending is not None else None,
+            unit.meets_cancel and proc.more.cancel_reason is not None,
+        )
+
+    def _leave_of(self, proc: Proc, unit: Unit) -> Leave | None:
+        if unit.leave is Leave.PARKED and proc.id in self._table.news:
+            # What the host has not heard of must not sleep with the process.
+            return Leave.RELEASED
+        return unit.leave
+
+    def _restart(self, proc: Proc, unit: Unit, input: bytes, now: datetime) -> UnitOutcome:
+        """Let a process begin anew."""
+        try:
+            old = self._library.creation(proc)
+            weights = self._library.weigh(proc, generation=True)
+            mailbox = self._library.pending(proc) if proc.events else ()
+        except DamageError:
+            return _BUSY
+        pending = {
+            event.position
+            for event in mailbox
+            if event.position not in unit.consumes and not event.name.startswith(CHILD_ENDED)
+        }
+        kept = sorted(pending.union(_consumed(proc, mailbox, unit)[-EVENTS_KEPT:]))
+        number, spot = self._log.number, proc.spot
+        extra = proc.more
+        record = RestartRecord(
+            unit.process_id,
+            unit.incarnation,
+            unit.epoch,
+            unit.seq,
+            now,
+            spot & OFFSET_MASK if spot >> SEGMENT_SHIFT == number else 0,
+            old.name,
+            Raw(input),
+            old.digest,
+            old.creation_id,
+            old.start_at,
+            old.deadline_at,
+            old.tags,
+            old.context,
+            old.parent,
+            outer_of(input),
+            ranges(kept),
+            ranges(sorted(pending)),
+            extra.cancel_reason is not None and (extra.cancel_met or unit.meets_cancel),
+            self._leave_of(proc, unit),
         )
         offset = self._log.append(encode(record))
-        self._table.apply_unit(proc, record, number, offset)
+        self._table.apply_restart(proc, record, number, offset)
+        dead = self._table.dead
+        for segment, size in weights.items():
+            dead[segment] = dead.get(segment, 0) + size
         return DONE
+
+    def release(self, proc: Proc, seq: int, now: datetime, *, is_death: bool = False) -> None:
+        """Write that what has ended without its owner has none any more."""
+        assert proc.ending is not None
+        last = copy(proc)
+        last.seq = seq
+        last.updated_at = now
+        last.owner = last.ending = None
+        if is_death and not seq:
+            last.deaths += 1
+        number = self._log.number
+        spot = self._table.gone.get(proc.id, 0)
+        record = UnitRecord(
+            proc.id,
+            proc.incarnation,
+            proc.epoch,
+            seq,
+            now,
+            spot & OFFSET_MASK if spot >> SEGMENT_SHIFT == number else 0,
+            ending=stored(proc.ending),
+            leave=Leave.RELEASED,
+            state=last,
+        )
+        offset = self._log.append(encode(record))
+        self._table.apply_release(record, number, offset)
 
     def write_ending(self, proc: Proc, ending: EndingRecord, now: datetime) -> None:
         """Set a process aside, without asking whether that may follow."""
@@ -340,7 +494,9 @@ class Committer:
         last = copy(proc)
         last.status = ending.status
         last.seq = unit.seq
-        last.updated_at = last.finished_at = now
+        last.updated_at = now
         last.owner = last.wake_at = last.due_at = last.ending = last.keys = last.mail = None
         last.deaths = last.spot = 0
+        if unit.meets_cancel and proc.more.cancel_reason is not None:
+            last.change(cancel_met=True)
         return last

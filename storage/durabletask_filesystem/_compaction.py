@@ -1,9 +1,11 @@
 """Compaction: sealed segments merged into one, without what nobody can ask for any more.
 
-Dropped are purged processes and earlier incarnations, checkpoints that a later
-one replaced, and the records of claims and leases, whose outcome is kept as
-states. Histories stay complete. The sources are never changed: a crash at any
-point leaves the manifest with the old segments or with the new one.
+Dropped are purged processes and earlier incarnations, what was before a
+process's latest restart, checkpoints that a later one replaced, and the
+records of claims, leases and most requests, whose outcome is kept as states.
+Groups become single records. Histories stay complete. The sources are never
+changed: a crash at any point leaves the manifest with the old segments or with
+the new one.
 
 Works in slices on the storage's own thread, so that commits come in between
 and nothing is shared between threads.
@@ -11,6 +13,7 @@ and nothing is shared between threads.
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,19 +25,26 @@ from durabletask_filesystem._history import Library
 from durabletask_filesystem._index import Head, build, id_hash
 from durabletask_filesystem._log import Log, Segment, create_segment
 from durabletask_filesystem._records import (
+    SINGLE,
     CheckpointRecord,
+    ControlRecord,
     EventRecord,
     LeaseRecord,
     NewRecord,
     PurgeRecord,
+    RestartRecord,
+    Single,
     StateRecord,
     UnitRecord,
+    singles,
 )
 from durabletask_filesystem._state import (
     BORN_SHIFT,
     OFFSET_MASK,
     SEGMENT_SHIFT,
     Proc,
+    Reborn,
+    within,
 )
 from durabletask_filesystem._table import Table, micros
 
@@ -49,7 +59,20 @@ _DEAD_MIN = 0.5
 _SMALL = 0.25
 _SMALL_RUN_MIN = 8
 
+_FORGOTTEN = 1 << 62
+"""As a seq: what is recorded until here was put aside, and is not replaced by what comes."""
+
 Slot = tuple[str, int, Kind, str, int]
+Moment = tuple[int, int]
+"""Epoch and seq of a unit."""
+
+
+class _Now(NamedTuple):
+    """What an id stands for at present."""
+
+    incarnation: int
+    is_purged: bool = False
+    reborn: Reborn | None = None
 
 
 def worth_merging(log: Log, dead: dict[int, int], segment_bytes_max: int) -> list[Segment]:
@@ -107,8 +130,8 @@ class Compaction:
         self._library = library
         self._run = list(run)
         self._entropy = entropy
-        self._current: dict[str, tuple[int, bool]] = {}
-        self._replaced: dict[Slot, tuple[int, int]] = {}
+        self._current: dict[str, _Now] = {}
+        self._replaced: dict[Slot, list[Moment]] = {}
         self._spots: dict[str, int] = {}
         self._births: tuple[array[int], array[int]] = (array("q"), array("I"))
         self._file: File | None = None
@@ -143,12 +166,30 @@ class Compaction:
         for frame in self._frames():
             if frame is None:
                 yield
-            elif b'"replaces":true' in frame.payload:
+            elif b'"replaces":true' in frame.payload or b'"forget":[' in frame.payload:
                 record = _decode(frame)
-                if isinstance(record, UnitRecord):
-                    for each in record.checkpoints:
-                        if each.replaces:
-                            self._replaced[_slot(record, each)] = record.epoch, record.seq
+                for part in () if record is None else singles(record):
+                    self._note_replaced(part)
+
+    def _note_replaced(self, record: "_records.Record") -> None:
+        if isinstance(record, UnitRecord):
+            for each in record.checkpoints:
+                if each.replaces:
+                    moments = self._replaced.setdefault(_slot(record, each), [])
+                    if moments and moments[-1][1] != _FORGOTTEN:
+                        moments.pop()
+                    moments.append((record.epoch, record.seq))
+        elif isinstance(record, ControlRecord) and record.state is not None:
+            for place in record.forget:
+                slot = record.id, record.incarnation, place.kind, place.key, place.index
+                self._replaced.setdefault(slot, []).append((record.state.epoch - 1, _FORGOTTEN))
+
+    def _is_replaced(self, unit: UnitRecord, each: CheckpointRecord) -> bool:
+        mine = unit.epoch, unit.seq
+        moments = self._replaced.get(_slot(unit, each), ())
+        # What replaces it last before it is put aside, if it ever is.
+        last = next((moment for moment in moments if moment >= mine), mine)
+        return last != mine and last[1] != _FORGOTTEN
 
     def _frames(self) -> Iterator[Frame | None]:
         """Yield all frames of the sources, and None after each slice."""
@@ -158,22 +199,42 @@ class Compaction:
                 if seen % SLICE_FRAMES == 0:
                     yield None
 
-    def _now(self, process_id: str) -> tuple[int, bool]:
-        """Return the present incarnation of an id, and whether it was purged."""
+    def _now(self, process_id: str) -> _Now:
         found = self._current.get(process_id)
         if found is None:
             proc = self._table.procs.get(process_id)
             if proc is not None:
-                found = proc.incarnation, False
+                found = _Now(proc.incarnation, reborn=proc.more.reborn)
             else:
                 last = self._library.last_word(process_id)
-                found = (last.incarnation, isinstance(last, PurgeRecord)) if last else (0, False)
+                if last is None:
+                    found = _Now(0)
+                elif isinstance(last, PurgeRecord):
+                    found = _Now(last.incarnation, is_purged=True)
+                else:
+                    state = last.state
+                    reborn = None if state is None else state.more.reborn
+                    found = _Now(last.incarnation, reborn=reborn)
             self._current[process_id] = found
         return found
 
     def _is_dead(self, process_id: str, incarnation: int) -> bool:
-        now, purged = self._now(process_id)
-        return incarnation < now or (purged and incarnation == now)
+        now = self._now(process_id)
+        return incarnation < now.incarnation or (now.is_purged and incarnation == now.incarnation)
+
+    def _is_past(self, record: Single) -> bool:
+        """Return whether a record is of a generation that is over, and not kept."""
+        reborn = self._now(record.id).reborn
+        if reborn is None:
+            return False
+        match record:
+            case UnitRecord() | RestartRecord():
+                return (record.epoch, record.seq) < (reborn.epoch, reborn.seq)
+            case ControlRecord():
+                return record.state is not None and record.state.epoch <= reborn.epoch
+            case EventRecord():
+                return record.position <= reborn.events and not within(record.position, reborn.kept)
+        return False
 
     # --- copying ---------------------------------------------------------------------------
 
@@ -186,44 +247,48 @@ class Compaction:
             record = _decode(frame)
             if record is None:
                 self._keep_unreadable(frame.payload)
-            elif isinstance(record, PurgeRecord):
-                if self._now(record.id) == (record.incarnation, True):
-                    self._append(record.id, _records.encode(record))
-            elif isinstance(record, NewRecord | UnitRecord | EventRecord) and not self._is_dead(
-                record.id, record.incarnation
-            ):
-                self._keep(record, frame.payload)
+                continue
+            for part in singles(record):
+                if isinstance(part, PurgeRecord):
+                    now = self._now(part.id)
+                    if now.is_purged and part.incarnation == now.incarnation:
+                        self._append(part.id, _records.encode(part))
+                elif (
+                    isinstance(part, SINGLE)
+                    and not self._is_dead(part.id, part.incarnation)
+                    and not self._is_past(part)
+                ):
+                    self._keep(part)
 
-    def _keep(self, record: NewRecord | UnitRecord | EventRecord, payload: bytes) -> None:
+    def _keep(self, record: Single) -> None:
         if isinstance(record, NewRecord):
             self._births[0].append(micros(record.at))
             self._births[1].append(self._target.end)
             self._spots[record.id] = self._target.end << BORN_SHIFT
-            self._append(record.id, payload)
+            self._append(record.id, _records.encode(record))
             return
-        prev = self._spots.get(record.id, 0) & OFFSET_MASK
+        if isinstance(record, ControlRecord) and record.state is None:
+            return
         if isinstance(record, UnitRecord) and self._replaced:
-            mine = record.epoch, record.seq
-            kept = tuple(
-                each
-                for each in record.checkpoints
-                if self._replaced.get(_slot(record, each), mine) <= mine
-            )
+            kept = tuple(each for each in record.checkpoints if not self._is_replaced(record, each))
             if not kept and not record.consumes and record.ending is None:
                 return
             record = msgspec.structs.replace(record, checkpoints=kept)
+        prev = self._spots.get(record.id, 0) & OFFSET_MASK
         record = msgspec.structs.replace(record, prev=prev)
+        if isinstance(record, RestartRecord):
+            self._spots[record.id] = self._target.end << BORN_SHIFT
         self._append(record.id, _records.encode(record))
 
     def _keep_unreadable(self, payload: bytes) -> None:
         """Copy what cannot be read as it is: it goes on damaging its process."""
-        process_id = _records.whom(payload)
-        if process_id is not None:
-            self._append(process_id, payload)
+        ids = _records.whom(payload)
+        if ids:
+            self._append(ids, payload)
 
-    def _append(self, process_id: str | None, payload: bytes) -> None:
+    def _append(self, ids: str | Sequence[str], payload: bytes) -> None:
         offset = self._target.end
-        if process_id is not None:
+        for process_id in (ids,) if isinstance(ids, str) else ids:
             self._spots[process_id] = self._spots.get(process_id, 0) & ~OFFSET_MASK | offset
         self._parts.append(self._target.frame(payload))
         self._target.end = offset + len(payload) + OVERHEAD_BYTES
@@ -251,11 +316,11 @@ class Compaction:
                 if not self._is_dead(proc.id, proc.incarnation):
                     live.append(proc)
         for proc in live:
-            self._append(None, _records.encode(StateRecord(proc.id, proc)))
+            self._append((), _records.encode(StateRecord(proc.id, proc)))
             self._spots.setdefault(proc.id, 0)
         head = self._last_head()
         for host, label in head.hosts.items():
-            self._append(None, _records.encode(LeaseRecord(host, label, head.latest)))
+            self._append((), _records.encode(LeaseRecord(host, label, head.latest)))
         return live
 
     def _last_head(self) -> Head:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 
-import msgspec
-
 import durabletask_filesystem._records as _records
 from durabletask.errors import StorageCorruptError
 from durabletask.storage import (
@@ -17,10 +15,11 @@ from durabletask.storage import (
     Refusal,
 )
 from durabletask_filesystem._commit import check_payload
-from durabletask_filesystem._history import Library, mailbox
+from durabletask_filesystem._history import Library
 from durabletask_filesystem._log import DamageError, Log
-from durabletask_filesystem._records import EventRecord, PurgeRecord, UnitRecord
-from durabletask_filesystem._state import OFFSET_MASK, SEGMENT_SHIFT, Mail, Proc
+from durabletask_filesystem._mailboxes import Mailboxes, arrival
+from durabletask_filesystem._records import PurgeRecord
+from durabletask_filesystem._state import OFFSET_MASK, SEGMENT_SHIFT
 from durabletask_filesystem._table import Table
 
 _UNKNOWN = Delivered(Refusal.UNKNOWN_PROCESS)
@@ -31,10 +30,11 @@ _MAILBOX_FULL = Delivered(Refusal.MAILBOX_FULL)
 class Desk:
     """Takes what comes from outside."""
 
-    def __init__(self, log: Log, table: Table, library: Library) -> None:
+    def __init__(self, log: Log, table: Table, library: Library, mailboxes: Mailboxes) -> None:
         self._log = log
         self._table = table
         self._library = library
+        self._mailboxes = mailboxes
 
     # --- creating ------------------------------------------------------------------------
 
@@ -60,13 +60,15 @@ class Desk:
             last = self._library.last_word(process_id)
             if last is not None:
                 incarnation = last.incarnation + 1
-            if isinstance(last, UnitRecord):
+            if last is not None and not isinstance(last, PurgeRecord):
                 proc = self._library.finished(process_id)
         if proc is not None:
             row = self._library.row(proc)
             fresh = row.creation_id == new.creation_id
             if fresh or not (new.replace and proc.finished_at is not None):
                 return Created(row, fresh)
+            if proc.owner is not None:
+                return Created(None, refused=Refusal.BUSY)  # terminated, and not let go
             incarnation = proc.incarnation + 1
         taker = host if new.start_at is None or new.start_at <= now else None
         record = _records.creation(new, incarnation, now, taker)
@@ -91,50 +93,29 @@ class Desk:
         proc = self._table.procs.get(new.process_id)
         if proc is None:
             return self._deliver_late(new)
-        mail = proc.mail
-        if mail is None:
-            mail = proc.mail = self._open_mailbox(proc)
         # Known first: a repeat after a lost answer must find what it wrote, even if the
         # mailbox has filled since.
-        if hash(new.event_id) in mail.ids:
-            earlier = self._earlier(proc, new.event_id)
-            if earlier is not None:
-                return Delivered(event=earlier, owner=proc.owner)
+        mail = self._mailboxes.open(proc)
+        earlier = self._mailboxes.earlier(proc, new.event_id)
+        if earlier is not None:
+            return Delivered(event=earlier, owner=proc.owner)
         if len(mail.pending) >= mailbox_max:
             return _MAILBOX_FULL
         number, spot = self._log.number, proc.spot
-        record = EventRecord(
-            proc.id,
-            proc.incarnation,
-            proc.events + 1,
-            new.event_id,
-            new.name,
-            now,
-            msgspec.Raw(new.payload),
-            spot & OFFSET_MASK if spot >> SEGMENT_SHIFT == number else 0,
-            _records.outer_of(new.payload),
-        )
+        prev = spot & OFFSET_MASK if spot >> SEGMENT_SHIFT == number else 0
+        record = arrival(proc, new, now)(prev)
         offset = self._log.append(_records.encode(record))
         owner = proc.owner
         self._table.apply_event(proc, record, number, offset)
         event = Event(record.position, new.event_id, new.name, new.payload, now)
         return Delivered(event=event, owner=owner)
 
-    def _open_mailbox(self, proc: Proc) -> Mail:
-        if not proc.events:
-            return Mail({}, {})
-        return mailbox(self._library.history(self._library.trail(proc)).events)
-
-    def _earlier(self, proc: Proc, event_id: str) -> Event | None:
-        events = self._library.history(self._library.trail(proc)).events
-        return next((event for event in events if event.event_id == event_id), None)
-
     def _deliver_late(self, new: NewEvent) -> Delivered:
         proc = self._library.finished(new.process_id)
         if proc is None:
             return _UNKNOWN
-        earlier = self._earlier(proc, new.event_id) if proc.events else None
-        return _FINISHED if earlier is None else Delivered(event=earlier)
+        earlier = self._mailboxes.earlier(proc, new.event_id)
+        return _FINISHED if earlier is None else Delivered(event=earlier, owner=proc.owner)
 
     # --- purging -------------------------------------------------------------------------
 
@@ -145,15 +126,15 @@ class Desk:
     def _purge(self, process_id: str, now: datetime) -> Refusal | None:
         if process_id in self._table.procs:
             return Refusal.NOT_FINISHED
-        last = self._library.last_word(process_id)
-        if not isinstance(last, UnitRecord):
-            return Refusal.UNKNOWN_PROCESS
+        if process_id in self._table.held:
+            return Refusal.BUSY
         proc = self._library.finished(process_id)
-        assert proc is not None
+        if proc is None:
+            return Refusal.UNKNOWN_PROCESS
         with suppress(DamageError):  # a broken history can be purged all the same
             for number, size in self._library.weigh(proc).items():
                 self._table.dead[number] = self._table.dead.get(number, 0) + size
-        record = PurgeRecord(process_id, last.incarnation, now)
+        record = PurgeRecord(process_id, proc.incarnation, now)
         offset = self._log.append(_records.encode(record))
         self._table.apply_purge(record, self._log.number, offset)
         return None

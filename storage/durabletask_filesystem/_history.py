@@ -2,10 +2,13 @@
 
 A process's records lie in one or more segments, chained backwards within each;
 the newest segment is found from memory, the older ones by their indexes. A
-hash is only a hint: what is found is read, and must name the process.
+hash is only a hint: what is found is read, and must name the process. What
+lies before a process's latest restart is not read, but for events that it has
+kept.
 """
 
 from collections.abc import Iterator
+from copy import copy
 from typing import NamedTuple
 
 import msgspec
@@ -15,12 +18,17 @@ from durabletask_filesystem._frames import OVERHEAD_BYTES
 from durabletask_filesystem._index import id_hash
 from durabletask_filesystem._log import DamageError, Log, Segment
 from durabletask_filesystem._records import (
+    SINGLE,
+    ControlRecord,
     EventRecord,
     NewRecord,
     PurgeRecord,
     Record,
+    RestartRecord,
+    Single,
     UnitRecord,
     decode,
+    singles,
     to_checkpoint,
     to_ending,
     to_event,
@@ -34,18 +42,21 @@ from durabletask_filesystem._state import (
     Proc,
     add_key,
     slot,
+    within,
 )
 from durabletask_filesystem._table import Table
 
-Trail = NewRecord | UnitRecord | EventRecord
+Beginning = NewRecord | RestartRecord
+LastWord = UnitRecord | ControlRecord | PurgeRecord
 
 
 class History(NamedTuple):
     """What was recorded of one process, in the order recorded."""
 
-    creation: NewRecord
+    creation: Beginning
     checkpoints: tuple[Checkpoint, ...]
     events: tuple[Event, ...]
+    forgotten: tuple[Checkpoint, ...]
 
 
 class Library:
@@ -84,7 +95,7 @@ class Library:
                         places.append((segment, last, born))
         return places
 
-    def last_word(self, process_id: str) -> UnitRecord | PurgeRecord | None:
+    def last_word(self, process_id: str) -> LastWord | None:
         """Return the record that ended or purged a process, or None if there is no such process.
 
         Only for ids that are not among the unfinished.
@@ -93,20 +104,22 @@ class Library:
             DamageError: The record cannot be read.
         """
         for segment, last, _ in self._places(process_id, self._table.gone.get(process_id, 0)):
-            record = self.read(segment, last)
-            if isinstance(record, UnitRecord | PurgeRecord) and record.id == process_id:
-                return record
+            for record in reversed(singles(self.read(segment, last))):
+                if isinstance(record, LastWord) and record.id == process_id:
+                    return record
         return None
 
     def finished(self, process_id: str) -> Proc | None:
         """Return a finished process; None if there is none, or it was purged."""
         record = self.last_word(process_id)
-        if not isinstance(record, UnitRecord) or record.state is None:
+        if record is None or isinstance(record, PurgeRecord) or record.state is None:
             return None
-        return _as_finished(record)
+        proc = _as_finished(record, record.state)
+        proc.owner = self._table.held.get(process_id)
+        return proc
 
-    def creation(self, proc: Proc) -> NewRecord:
-        """Return the record of a process's creation.
+    def creation(self, proc: Proc) -> Beginning:
+        """Return the record of a process's creation, or of its latest restart.
 
         Raises:
             DamageError: It cannot be read, or is not there.
@@ -114,13 +127,16 @@ class Library:
         spot = proc.spot or self._table.gone.get(proc.id, 0)
         for segment, _, born in self._places(proc.id, spot):
             if born:
-                record = self.read(segment, born)
-                if isinstance(record, NewRecord) and record.id == proc.id:
-                    return record
+                for record in reversed(singles(self.read(segment, born))):
+                    if isinstance(record, Beginning) and record.id == proc.id:
+                        return record
         raise DamageError(self._log.number, 0, f"the creation of {proc.id!r} is not there")
 
-    def trail(self, proc: Proc) -> list[Trail]:
-        """Return all records of a process, oldest first, beginning with its creation.
+    def trail(self, proc: Proc) -> list[Single]:
+        """Return all records of a process that count, oldest first.
+
+        The first is its creation; or, after a restart, that comes first, but
+        for the events from before that it has kept.
 
         Raises:
             DamageError: One of them cannot be read.
@@ -129,40 +145,67 @@ class Library:
         records.reverse()
         return records
 
-    def weigh(self, proc: Proc) -> dict[int, int]:
+    def weigh(self, proc: Proc, *, generation: bool = False) -> dict[int, int]:
         """Return how many bytes a process takes, by number of segment.
+
+        Args:
+            proc: The process.
+            generation: Only what was recorded since its latest restart, and that.
 
         Raises:
             DamageError: A record cannot be read.
         """
         weights: dict[int, int] = {}
-        for _, segment, offset in self._walk(proc):
+        for record, segment, offset in self._walk(proc):
+            if generation and isinstance(record, NewRecord | EventRecord):
+                continue
             size = len(self._log.payload(segment, offset)) + OVERHEAD_BYTES
             weights[segment.number] = weights.get(segment.number, 0) + size
+            if generation and isinstance(record, RestartRecord):
+                break
         return weights
 
-    def _walk(self, proc: Proc) -> Iterator[tuple[Trail, Segment, int]]:
+    def _walk(self, proc: Proc) -> Iterator[tuple[Single, Segment, int]]:
         """Yield the records of a process with their places, newest first, back to its creation."""
         spot = proc.spot or self._table.gone.get(proc.id, 0)
+        # Positions of events before the restart that was met; None until one is.
+        wanted: set[int] | None = None
         for segment, last, _ in self._places(proc.id, spot):
             offset = last
             while offset:
-                record = self.read(segment, offset)
-                if not isinstance(record, NewRecord | UnitRecord | EventRecord):
-                    raise DamageError(segment.number, offset, "a record of another kind")
-                if record.id != proc.id:
+                parts = self._parts(segment, offset, proc.id)
+                if not parts:
                     if offset == last:
                         break  # two ids of one hash
                     raise DamageError(segment.number, offset, "a record of another process")
-                yield record, segment, offset
-                if isinstance(record, NewRecord):
-                    return
-                offset = record.prev
+                for record in reversed(parts):
+                    if wanted is None:
+                        yield record, segment, offset
+                        if isinstance(record, RestartRecord):
+                            wanted = {at for one, to in record.kept for at in range(one, to + 1)}
+                    elif isinstance(record, EventRecord) and record.position in wanted:
+                        yield record, segment, offset
+                        wanted.discard(record.position)
+                    if isinstance(record, NewRecord) or (wanted is not None and not wanted):
+                        return
+                first = parts[0]
+                assert not isinstance(first, NewRecord)
+                offset = first.prev
         raise DamageError(self._log.number, 0, f"the creation of {proc.id!r} is not there")
+
+    def _parts(self, segment: Segment, offset: int, process_id: str) -> list[Single]:
+        """Return what a frame holds of a process, in order."""
+        record = self.read(segment, offset)
+        if isinstance(record, SINGLE):
+            return [record] if record.id == process_id else []
+        parts = singles(record)
+        if parts[:1] == (record,):
+            raise DamageError(segment.number, offset, "a record of another kind")
+        return [each for each in parts if isinstance(each, SINGLE) and each.id == process_id]
 
     # --- what the seam asks for ----------------------------------------------------------
 
-    def row(self, proc: Proc, new: NewRecord | None = None) -> ProcessRow:
+    def row(self, proc: Proc, new: Beginning | None = None) -> ProcessRow:
         """Return a process as it crosses the seam.
 
         Raises:
@@ -171,6 +214,7 @@ class Library:
         if new is None:
             new = self.creation(proc)
         owner = proc.owner
+        extra = proc.more
         return ProcessRow(
             process_id=proc.id,
             name=proc.name,
@@ -188,7 +232,7 @@ class Library:
             started_at=proc.started_at,
             deadline_at=new.deadline_at,
             wake_at=proc.wake_at,
-            finished_at=proc.finished_at,
+            finished_at=extra.finished_at,
             owner=owner,
             owner_label=None if owner is None else self._table.hosts.get(owner),
             parked=proc.parked,
@@ -197,10 +241,15 @@ class Library:
             context=new.context,
             parent=new.parent,
             ending=proc.ending,
+            cancel_reason=extra.cancel_reason,
+            cancel_met=extra.cancel_met,
+            suspend_reason=extra.suspend_reason,
         )
 
-    def history(self, trail: list[Trail]) -> History:
+    def history(self, trail: list[Single]) -> History:
         """Return the checkpoints and events among a process's records."""
+        creation: Beginning | None = None
+        forgotten: list[Checkpoint] = []
         checkpoints: dict[tuple[Kind, str, int], Checkpoint] = {}
         events: list[EventRecord] = []
         consumed: set[int] = set()
@@ -220,12 +269,26 @@ class Library:
                 consumed.update(record.consumes)
             elif isinstance(record, EventRecord):
                 events.append(record)
-        creation = trail[0]
-        assert isinstance(creation, NewRecord)
+            elif isinstance(record, ControlRecord):
+                wanted = {(each.kind, each.key, each.index) for each in record.forget}
+                if wanted:
+                    places = [each for each in checkpoints if each in wanted]
+                    forgotten += [checkpoints.pop(each) for each in places]
+                consumed.difference_update(record.restores)
+            else:
+                creation = record
+                if isinstance(record, RestartRecord):
+                    consumed = {
+                        each.position
+                        for each in events
+                        if not within(each.position, record.pending)
+                    }
+        assert creation is not None
         return History(
             creation,
             tuple(checkpoints.values()),
             tuple(to_event(each, consumed=each.position in consumed) for each in events),
+            tuple(forgotten),
         )
 
     def pending(self, proc: Proc) -> tuple[Event, ...]:
@@ -273,9 +336,10 @@ def mailbox(events: tuple[Event, ...]) -> Mail:
     )
 
 
-def _as_finished(record: UnitRecord) -> Proc:
-    proc = record.state
-    assert proc is not None
+def _as_finished(record: UnitRecord | ControlRecord, state: Proc) -> Proc:
+    proc = copy(state)
+    if proc.more.finished_at is None:
+        proc.change(finished_at=record.at)
     if record.ending is not None:
         proc.ending = to_ending(record.ending)
     return proc

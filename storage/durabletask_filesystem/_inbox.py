@@ -16,10 +16,11 @@ import msgspec
 import durabletask.errors as errors
 import durabletask_filesystem._frames as _frames
 from durabletask.errors import DurableTaskError, StorageError
-from durabletask.storage import Created, Delivered, Page, Refusal, Snapshot
+from durabletask.storage import Controlled, Created, Delivered, Page, Refusal, Snapshot
 from durabletask_filesystem._files import Folder
 from durabletask_filesystem._requests import (
     Answer,
+    Ask,
     Create,
     Deliver,
     ListPage,
@@ -38,9 +39,10 @@ REPLIES_KEPT = 256
 
 LATE = timedelta(seconds=1)
 
-ClientRequest = Create | Deliver | Read | ListPage | Purge
+ClientRequest = Ask | Create | Deliver | Read | ListPage | Purge
 
 _ANSWERS: dict[type, Any] = {
+    Ask: tuple[Controlled, ...],
     Create: tuple[Created, ...],
     Deliver: tuple[Delivered, ...],
     Read: tuple[Snapshot | None, ...],

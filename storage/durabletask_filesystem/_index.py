@@ -35,6 +35,7 @@ class Head(msgspec.Struct, frozen=True):
         ended: Identities of those whose lease had ended.
         damage: What is wrong with a process, by id; of the whole store.
         dead: Bytes known to be of no use any more, by number of segment; of the whole store.
+        held: Owners of the processes that had ended without them, by id.
         touched: How many processes have an entry.
         births: How many creations there are.
     """
@@ -50,6 +51,7 @@ class Head(msgspec.Struct, frozen=True):
     dead: dict[int, int]
     touched: int
     births: int
+    held: dict[str, str] = {}
 
 
 _encode_live = msgspec.msgpack.Encoder().encode

@@ -14,7 +14,7 @@ import durabletask_filesystem._records as _records
 from durabletask.errors import StorageCorruptError
 from durabletask_filesystem._files import Folder
 from durabletask_filesystem._manifest import Manifest, Part, segment_name
-from durabletask_filesystem._records import Batch, EventRecord, NewRecord, UnitRecord
+from durabletask_filesystem._records import SINGLE, Batch, NewRecord, singles
 
 
 class Problem(NamedTuple):
@@ -96,6 +96,8 @@ def inspect(folder: Folder, part: Part, clean_bytes: int) -> Inspection:
         _note_break(name, data[end:], end, result)
     elif torn:
         result = _forgive_torn_tail(result, torn)
+    if not part.bytes:
+        result = _forgive_torn_group(result)
     _check_chains(name, result)
     return result
 
@@ -141,15 +143,24 @@ def _forgive_torn_tail(result: Inspection, torn: int) -> Inspection:
     return result._replace(torn_bytes=torn)
 
 
+def _forgive_torn_group(result: Inspection) -> Inspection:
+    """Count a group at the end of which the rest is not there as an unfinished write too."""
+    gone = 0
+    while result.found and _records.goes_on(result.found[-1].frame.payload):
+        frame = result.found.pop().frame
+        gone += frame.end - frame.offset
+    return result._replace(torn_bytes=result.torn_bytes + gone)
+
+
 def _read(name: str, frame: _frames.Frame, result: Inspection) -> Found:
     try:
         return Found(frame, _records.decode(frame.payload))
     except msgspec.DecodeError as error:
-        process_id = _records.whom(frame.payload)
-        if process_id is not None:
-            result.affected.add(process_id)
-        result.problems.append(
+        ids = _records.whom(frame.payload)
+        result.affected.update(ids)
+        result.problems.extend(
             Problem(name, frame.offset, f"unreadable record: {error}", process_id)
+            for process_id in ids or (None,)
         )
         return Found(frame, None)
 
@@ -158,17 +169,16 @@ def _check_chains(name: str, result: Inspection) -> None:
     """Find processes of which a record is missing: the next one leads to where nothing is."""
     last: dict[str, int] = {}
     for frame, record in result.found:
-        if isinstance(record, NewRecord):
-            last[record.id] = frame.offset
-        elif isinstance(record, UnitRecord | EventRecord):
-            if record.prev != last.get(record.id, 0):
-                result.affected.add(record.id)
-                result.problems.append(Problem(name, record.prev, "a record is missing", record.id))
-            last[record.id] = frame.offset
-        elif record is None:
-            process_id = _records.whom(frame.payload)
-            if process_id is not None:
-                last[process_id] = frame.offset
+        if record is None:
+            last.update(dict.fromkeys(_records.whom(frame.payload), frame.offset))
+            continue
+        for part in singles(record):
+            if not isinstance(part, SINGLE):
+                continue
+            if not isinstance(part, NewRecord) and part.prev != last.get(part.id, 0):
+                result.affected.add(part.id)
+                result.problems.append(Problem(name, part.prev, "a record is missing", part.id))
+            last[part.id] = frame.offset
 
 
 # --- without a manifest ---------------------------------------------------------------------

@@ -11,6 +11,7 @@ from datetime import datetime
 import durabletask_filesystem._records as _records
 from durabletask.errors import LeaseLostError, StorageBusyError
 from durabletask.storage import Claimed, Claims, Lease
+from durabletask_filesystem._commit import Committer
 from durabletask_filesystem._history import Library
 from durabletask_filesystem._log import DamageError, Log
 from durabletask_filesystem._reading import bare_row
@@ -33,10 +34,11 @@ class Leases:
         claims: What the latest claims took and the ids that they brought news of, by claim id.
     """
 
-    def __init__(self, log: Log, table: Table, library: Library) -> None:
+    def __init__(self, log: Log, table: Table, library: Library, committer: Committer) -> None:
         self._log = log
         self._table = table
         self._library = library
+        self._committer = committer
         self.mine: str | None = None
         self.claims: dict[str, tuple[Taken, tuple[str, ...]]] = {}
 
@@ -70,8 +72,11 @@ class Leases:
         if self.mine is None:
             return
         for proc in self._table.procs.values():
-            if proc.events and proc.owner == self.mine:
+            if proc.owner == self.mine and (proc.events or proc.more.requests):
                 self._table.news[proc.id] = None  # told twice does no harm, not told would
+            elif proc.owner == self.mine and proc.more.cancel_reason is not None:
+                self._table.news[proc.id] = None
+        self._table.news.update(dict.fromkeys(self._table.held))
         # A claim of the batch that was undone took nothing; its repeat has to take anew.
         self.claims = {
             claim_id: (taken, news)
@@ -112,10 +117,23 @@ class Leases:
             self._end(host_id, now, dead=True)
 
     def _end(self, host_id: str, now: datetime, *, dead: bool) -> None:
+        self._release(host_id, now, dead=dead)
         held = tuple(proc.id for proc in self._table.procs.values() if proc.owner == host_id)
         record = EndRecord(host_id, now, held, dead)
         self._log.append(_records.encode(record))
         self._table.apply_end(record, self._log.number)
+
+    def _release(self, host_id: str, now: datetime, *, dead: bool) -> None:
+        """Take what has ended without its owner from it."""
+        for process_id, owner in list(self._table.held.items()):
+            if owner != host_id:
+                continue
+            try:
+                proc = self._library.finished(process_id)
+            except DamageError:
+                continue  # the end of the lease lets it go; reading it says what is wrong
+            if proc is not None:
+                self._committer.release(proc, proc.seq, now, is_death=dead)
 
     # --- claims --------------------------------------------------------------------------
 
@@ -136,7 +154,9 @@ class Leases:
                 claimed.append(self._hand_out(self._table.procs[process_id], fresh=True))
         for process_id in news:
             proc = self._table.procs.get(process_id)
-            if proc is not None and proc.owner == host and process_id not in taken:
+            if proc is None:
+                claimed += self._hand_out_ended(host, process_id)
+            elif proc.owner == host and process_id not in taken:
                 claimed.append(self._hand_out(proc, fresh=False))
         next_at = self._table.next_due(names)
         more = next_at is not None and next_at <= now
@@ -155,6 +175,20 @@ class Leases:
             self._log.append(_records.encode(record))
             self._table.apply_claim(record, self._log.number)
         return taken, news
+
+    def _hand_out_ended(self, host: str, process_id: str) -> list[Claimed]:
+        """Return the news that a process has ended, for the host that still holds it."""
+        if self._table.held.get(process_id) != host:
+            return []
+        try:
+            proc = self._library.finished(process_id)
+            if proc is None:
+                return []
+            events = self._library.history(self._library.trail(proc)).events
+        except DamageError:
+            return []  # the next unit of the host tells it
+        left = tuple(event for event in events if not event.consumed)
+        return [Claimed(bare_row(self._library, proc), fresh=False, events=left)]
 
     def _hand_out(self, proc: Proc, *, fresh: bool) -> Claimed:
         damage = self._table.damage.get(proc.id)

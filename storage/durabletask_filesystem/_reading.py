@@ -12,7 +12,7 @@ from durabletask.storage import FINISHED, Page, ProcessRow, Query, Snapshot
 from durabletask_filesystem._desk import check_id
 from durabletask_filesystem._history import Library
 from durabletask_filesystem._log import DamageError, Log, Segment
-from durabletask_filesystem._records import NewRecord
+from durabletask_filesystem._records import NewRecord, singles
 from durabletask_filesystem._state import Proc
 from durabletask_filesystem._table import Table, micros
 
@@ -75,7 +75,7 @@ class Reader:
                 )
             read = self._library.history(self._library.trail(proc))
             row = self._library.row(proc, read.creation)
-            return Snapshot(row, read.checkpoints, read.events)
+            return Snapshot(row, read.checkpoints, read.events, read.forgotten)
         except DamageError as error:
             raise StorageCorruptError(
                 f"process {process_id!r} is damaged: {error}", hint=_REPAIR
@@ -154,8 +154,7 @@ class Reader:
                 record = self._library.read(segment, offset)
             except DamageError:
                 continue
-            if isinstance(record, NewRecord):
-                group.append(record.id)
+            group += [each.id for each in singles(record) if isinstance(each, NewRecord)]
         yield from _ordered(moment, group, after)
 
     def _birth_places(self, since: int) -> Iterator[tuple[Segment, int, int]]:

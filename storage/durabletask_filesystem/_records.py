@@ -1,11 +1,12 @@
 """What a frame holds: one record for each thing that can happen to a process or a host.
 
 Data only. A record is a JSON object whose first member is its type and whose
-second, where it concerns one process, is the process's id: so even a record
-that this code cannot read names whom it concerns. Payloads are embedded as
-they are. `prev` is the offset of the process's record before this one in the
-same segment, 0 where there is none: a history is read backwards along it.
-`outer` is the white space around a payload, which JSON does not keep.
+second, where it concerns one process, is the process's id, and where it is a
+group of records of several, their ids: so even a record that this code cannot
+read names whom it concerns. Payloads are embedded as they are. `prev` is the
+offset of the frame with the process's record before this one in the same
+segment, 0 where there is none: a history is read backwards along it. `outer`
+is the white space around a payload, which JSON does not keep.
 """
 
 import json
@@ -16,6 +17,7 @@ import msgspec
 
 from durabletask.storage import (
     NO_INDEX,
+    Action,
     Checkpoint,
     Ending,
     Event,
@@ -24,9 +26,10 @@ from durabletask.storage import (
     Leave,
     NewProcess,
     Parent,
+    Place,
     Status,
 )
-from durabletask_filesystem._state import Proc
+from durabletask_filesystem._state import Proc, Ranges
 
 FORMAT = 1
 """Of the whole folder; raised by a change that older code cannot read."""
@@ -107,7 +110,9 @@ class UnitRecord(_Record, frozen=True, tag="unit"):
 
     Attributes:
         state: With a finished status: all there is to know of the process, so
-            that one record answers for it.
+            that one record answers for it. With `leave` as well it had ended
+            before, and its owner lets it go.
+        met: The request to cancel is met.
     """
 
     id: str
@@ -123,6 +128,62 @@ class UnitRecord(_Record, frozen=True, tag="unit"):
     ending: EndingRecord | None = None
     leave: Leave | None = None
     state: Proc | None = None
+    met: bool = False
+
+
+class RestartRecord(_Record, frozen=True, tag="restart"):
+    """A process began anew. No checkpoint before it counts, and it stands for the creation.
+
+    Attributes:
+        kept: Positions of the events before it that are still known.
+        pending: Of these, those that are in the mailbox.
+        met: A request to cancel that was met is gone with it.
+    """
+
+    id: str
+    incarnation: int
+    epoch: int
+    seq: int
+    at: datetime
+    prev: int
+    name: str
+    input: msgspec.Raw
+    digest: str
+    creation_id: str
+    start_at: datetime | None = None
+    deadline_at: datetime | None = None
+    tags: dict[str, str] = {}
+    context: bytes | None = None
+    parent: Parent | None = None
+    outer: str = ""
+    kept: Ranges = ()
+    pending: Ranges = ()
+    met: bool = False
+    leave: Leave | None = None
+
+
+class ControlRecord(_Record, frozen=True, tag="control"):
+    """Something was asked of a process from outside.
+
+    Attributes:
+        request_id: Empty where a relative was asked.
+        action: None where nothing came of it but that the request is known.
+        ending: With which it has ended by it.
+        state: As of a unit, if it has finished; with RETRY how it goes on.
+    """
+
+    id: str
+    incarnation: int
+    at: datetime
+    request_id: str = ""
+    prev: int = 0
+    action: Action | None = None
+    reason: msgspec.Raw = msgspec.Raw(b"null")
+    outer: str = ""
+    forget: tuple[Place, ...] = ()
+    restores: tuple[int, ...] = ()
+    ending: EndingRecord | None = None
+    state: Proc | None = None
 
 
 class EventRecord(_Record, frozen=True, tag="event"):
@@ -137,6 +198,25 @@ class EventRecord(_Record, frozen=True, tag="event"):
     payload: msgspec.Raw
     prev: int = 0
     outer: str = ""
+
+
+Single = NewRecord | UnitRecord | EventRecord | RestartRecord | ControlRecord
+"""What a history consists of."""
+
+SINGLE = (NewRecord, UnitRecord, EventRecord, RestartRecord, ControlRecord)
+"""The same, for `isinstance`, which is quicker with it."""
+
+
+class GroupRecord(_Record, frozen=True, tag="group"):
+    """What happened to several processes at once, in order; each history leads here.
+
+    Attributes:
+        more: The next frame belongs to it: without that nothing of it counts.
+    """
+
+    ids: tuple[str, ...]
+    parts: tuple[Single, ...]
+    more: bool = False
 
 
 class PurgeRecord(_Record, frozen=True, tag="purge"):
@@ -186,6 +266,9 @@ Record = (
     | NewRecord
     | UnitRecord
     | EventRecord
+    | RestartRecord
+    | ControlRecord
+    | GroupRecord
     | PurgeRecord
     | StateRecord
     | LeaseRecord
@@ -196,34 +279,48 @@ Record = (
 BATCH_MARK = b'{"t":"batch",'
 """How every batch frame begins; what a search for a later batch looks for."""
 
+_GROUP_MARK = b'{"t":"group",'
+_MORE_MARK = b'],"more":true}'
+
 encode = msgspec.json.Encoder().encode
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 decode = _decoder.decode
 
 _SPACE = 0x20
 
-_WHOM = re.compile(rb'\{"t":"[a-z]+","id":("(?:[^"\\]|\\.)*")')
+_TEXT = rb'"(?:[^"\\]|\\.)*"'
+_WHOM = re.compile(rb'\{"t":"[a-z]+","id":(' + _TEXT + rb")")
+_GROUP = re.compile(rb'\{"t":"[a-z]+","ids":\[(' + _TEXT + rb"(?:," + _TEXT + rb")*)\]")
 
 
-def whom(payload: bytes) -> str | None:
-    """Return whose process an unreadable record concerns, or None if that cannot be told."""
-    found = _WHOM.match(payload)
+def whom(payload: bytes) -> tuple[str, ...]:
+    """Return whose processes an unreadable record concerns; nobody's if that cannot be told."""
+    found = _WHOM.match(payload) or _GROUP.match(payload)
     if found is None:
-        return None
+        return ()
     try:
-        text = json.loads(found[1])
+        ids = json.loads(f"[{found[1].decode()}]")
     except ValueError:
-        return None
-    return text if isinstance(text, str) else None
+        return ()
+    return tuple(each for each in ids if isinstance(each, str))
+
+
+def goes_on(payload: bytes) -> bool:
+    """Return whether a frame holds a group that goes on in the next one."""
+    return payload.endswith(_MORE_MARK) and payload.startswith(_GROUP_MARK)
+
+
+def singles(record: Record) -> tuple[Record, ...]:
+    """Return the parts of a group, or the record itself."""
+    return record.parts if isinstance(record, GroupRecord) else (record,)
 
 
 def all_whom(broken: bytes) -> set[str]:
     """Return the processes that a broken piece of a segment still names."""
-    found = set()
-    for each in _WHOM.finditer(broken):
-        process_id = whom(each[0])
-        if process_id is not None:
-            found.add(process_id)
+    found: set[str] = set()
+    for mark in (_WHOM, _GROUP):
+        for each in mark.finditer(broken):
+            found.update(whom(each[0]))
     return found
 
 
@@ -243,6 +340,13 @@ def whole(payload: msgspec.Raw, outer: str) -> bytes:
         return bytes(payload)
     lead, _, trail = outer.partition("|")
     return lead.encode() + bytes(payload) + trail.encode()
+
+
+def stored(ending: Ending) -> EndingRecord:
+    """Return an ending as it is stored."""
+    return EndingRecord(
+        ending.status, msgspec.Raw(ending.payload), ending.form, outer_of(ending.payload)
+    )
 
 
 def creation(new: NewProcess, incarnation: int, at: datetime, host: str | None) -> NewRecord:

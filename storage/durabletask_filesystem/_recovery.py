@@ -153,6 +153,7 @@ def _load_indexes(log: Log, table: Table) -> list[Segment]:
         table.damage = dict(head.damage)
         table.dead = dict(head.dead)
         table.ended = set(head.ended)
+        table.held = dict(head.held)
         table.latest = head.latest
     for at, index in enumerate(indexes):
         newer = indexes[at + 1 :]
@@ -190,15 +191,16 @@ def _set_aside(
     table: Table, segment: Segment, frame: _frames.Frame, error: msgspec.DecodeError
 ) -> None:
     place = f"{segment_name(segment.number)} at offset {frame.offset:,}"
-    process_id = _records.whom(frame.payload)
-    if process_id is None:
+    ids = _records.whom(frame.payload)
+    if not ids:
         raise StorageCorruptError(
             f"{place}: unreadable record of nobody: {error}", hint=_REPAIR
         ) from error
-    _log.error("process %r is damaged: %s: unreadable record: %s", process_id, place, error)
-    table.note_damage(
-        process_id, f"{place}: unreadable record: {error}", segment.number, frame.offset
-    )
+    for process_id in ids:
+        _log.error("process %r is damaged: %s: unreadable record: %s", process_id, place, error)
+        table.note_damage(
+            process_id, f"{place}: unreadable record: {error}", segment.number, frame.offset
+        )
 
 
 # --- the active segment -------------------------------------------------------------------
@@ -212,10 +214,17 @@ def _replay_active(log: Log, table: Table, manifest: Manifest) -> None:
     except FileNotFoundError:
         raise StorageCorruptError(f"{name} is missing, at offset 0", hint=_REPAIR) from None
     end = 0
+    part: list[_frames.Frame] = []
     for frame in _frames.scan(segment.salt, data, 0):
         end = frame.end
-        if frame.offset:
-            replay_frame(log, table, segment, frame)
+        if _records.goes_on(frame.payload):
+            part.append(frame)
+        elif frame.offset:
+            for each in (*part, frame):
+                replay_frame(log, table, segment, each)
+            part.clear()
+    if part:
+        end = part[0].offset  # the rest of the group is not there, so nothing of it counts
     if end == 0 or end < manifest.clean_bytes:
         raise StorageCorruptError(
             f"{name} is broken at offset {end:,}, in data that had been synced", hint=_REPAIR

@@ -28,7 +28,7 @@ from durabletask_filesystem._inspection import (
 from durabletask_filesystem._locking import refuse_no_store, take_lock
 from durabletask_filesystem._log import Segment, create_segment
 from durabletask_filesystem._manifest import Manifest, Part, index_name, segment_name
-from durabletask_filesystem._records import EndingRecord, EventRecord, NewRecord, UnitRecord
+from durabletask_filesystem._records import SINGLE, EndingRecord, NewRecord, singles
 from durabletask_filesystem._recovery import load_index
 from durabletask_filesystem._store import Store
 
@@ -141,10 +141,11 @@ class _Repair:
         """Return the processes that have records but, here and before, no creation."""
         orphans = set()
         for _, record in inspection.found:
-            if isinstance(record, NewRecord):
-                self._created.add(record.id)
-            elif isinstance(record, UnitRecord | EventRecord) and record.id not in self._created:
-                orphans.add(record.id)
+            for part in () if record is None else singles(record):
+                if isinstance(part, NewRecord):
+                    self._created.add(part.id)
+                elif isinstance(part, SINGLE) and part.id not in self._created:
+                    orphans.add(part.id)
         return orphans
 
     def _known_by_index(self, inspection: Inspection) -> set[str]:
@@ -154,9 +155,10 @@ class _Repair:
             return set()
         last: dict[str, int] = dict.fromkeys(self._created, 0)
         for frame, record in inspection.found:
-            process_id = getattr(record, "id", None)
-            if process_id is not None and not isinstance(record, _records.StateRecord):
-                last[process_id] = frame.offset
+            for part in () if record is None else singles(record):
+                process_id = getattr(part, "id", None)
+                if process_id is not None and not isinstance(part, _records.StateRecord):
+                    last[process_id] = frame.offset
         return {
             process_id
             for process_id, offset in last.items()
@@ -170,20 +172,20 @@ class _Repair:
         last: dict[str, int] = {}
         parts = []
         for frame, record in inspection.found:
-            if isinstance(record, NewRecord | UnitRecord | EventRecord):
-                if record.id not in self._created:
-                    continue
-                payload = frame.payload
-                if not isinstance(record, NewRecord):
-                    prev = last.get(record.id, 0)
-                    payload = _records.encode(msgspec.structs.replace(record, prev=prev))
-                last[record.id] = segment.end
-            elif record is None or isinstance(record, _records.SegmentHead | _records.Batch):
+            if record is None or isinstance(record, _records.SegmentHead | _records.Batch):
                 continue
-            else:
+            for part in singles(record):
                 payload = frame.payload
-            parts.append(segment.frame(payload))
-            segment.end += len(payload) + OVERHEAD_BYTES
+                if isinstance(part, SINGLE):
+                    if part.id not in self._created:
+                        continue
+                    prev = last.get(part.id, 0)
+                    if not isinstance(part, NewRecord):
+                        part = msgspec.structs.replace(part, prev=prev)
+                    payload = _records.encode(part)
+                    last[part.id] = segment.end
+                parts.append(segment.frame(payload))
+                segment.end += len(payload) + OVERHEAD_BYTES
         try:
             file.append(b"".join(parts))
             file.sync()

@@ -9,6 +9,8 @@ import msgspec
 from durabletask.errors import DurableTaskError
 from durabletask.storage import (
     Claims,
+    Control,
+    Controlled,
     Created,
     Delivered,
     Lease,
@@ -35,6 +37,12 @@ class Deliver(msgspec.Struct, frozen=True, tag="deliver"):
 
     events: tuple[NewEvent, ...]
     mailbox_max: int
+
+
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """Ask something of processes; the seam's `request`."""
+
+    controls: tuple[Control, ...]
 
 
 class Read(msgspec.Struct, frozen=True, tag="read"):
@@ -108,7 +116,8 @@ class Compact(msgspec.Struct, frozen=True, tag="compact"):
 
 
 Request = (
-    Compact
+    Ask
+    | Compact
     | Create
     | Deliver
     | Read
@@ -124,6 +133,7 @@ Request = (
 Answer = (
     tuple[Created, ...]
     | tuple[Delivered, ...]
+    | tuple[Controlled, ...]
     | tuple[Snapshot | None, ...]
     | tuple[Refusal | None, ...]
     | tuple[UnitOutcome, ...]

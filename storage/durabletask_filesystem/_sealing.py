@@ -42,6 +42,7 @@ def index_of(standing: Standing, segment: Segment) -> bytes:
         dead=table.dead,
         touched=0,
         births=0,
+        held=table.held,
     )
     live = [_to_store(proc) for proc in table.live(number)]
     return build(head, table.spots(number), table.births, live)

@@ -5,11 +5,13 @@ runs when a record is written and when it is read again at opening, so the two
 cannot differ. Inputs, payloads and histories are on disk only.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
-from durabletask.storage import Ending, Kind, Status
+from durabletask.storage import Ending, Kind, Parent, Status
 
 PACKED_MAX = 16 * 8  # bytes; beyond 16 slots a set is both smaller and faster
 
@@ -30,6 +32,48 @@ class Mail(msgspec.Struct, gc=False):
     pending: dict[int, None]
 
 
+Ranges = tuple[tuple[int, int], ...]
+"""Positions, as first and last of each run."""
+
+
+class Reborn(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, array_like=True):
+    """The latest restart of a process.
+
+    Attributes:
+        epoch, seq: Of its unit.
+        events: Position of the newest event before it.
+        kept: Positions of the events before it that are still known.
+    """
+
+    epoch: int
+    seq: int
+    events: int = 0
+    kept: Ranges = ()
+
+
+class Extra(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What most processes have nothing of.
+
+    Attributes:
+        finished_at: Of a finished one, if not the time of the record that tells of it.
+        requests: Ids of the latest requests.
+        resumes_as: The status that SUSPENDED stands in front of.
+        reborn: Its latest restart.
+    """
+
+    finished_at: datetime | None = None
+    parent: Parent | None = None
+    requests: tuple[str, ...] = ()
+    cancel_reason: bytes | None = None
+    cancel_met: bool = False
+    suspend_reason: bytes | None = None
+    resumes_as: Status | None = None
+    reborn: Reborn | None = None
+
+
+NOTHING = Extra()
+
+
 class Proc(msgspec.Struct, gc=False, omit_defaults=True):
     """A process that has not finished.
 
@@ -43,6 +87,7 @@ class Proc(msgspec.Struct, gc=False, omit_defaults=True):
             segment << 64 | offset of its creation << 32 | offset of its last.
         keys: Hashes of its recorded slots, packed or as a set; None until loaded.
         mail: Its mailbox; None until loaded.
+        extra: None as long as there is nothing of it.
     """
 
     id: str
@@ -57,7 +102,7 @@ class Proc(msgspec.Struct, gc=False, omit_defaults=True):
     start_at: datetime | None = None
     started_at: datetime | None = None
     wake_at: datetime | None = None
-    finished_at: datetime | None = None
+    extra: Extra | None = None
     owner: str | None = None
     parked: bool = False
     deaths: int = 0
@@ -67,6 +112,42 @@ class Proc(msgspec.Struct, gc=False, omit_defaults=True):
     spot: int = 0
     keys: bytes | set[int] | None = None
     mail: Mail | None = None
+
+    @property
+    def more(self) -> Extra:
+        """What most processes have nothing of, empty for those."""
+        return self.extra or NOTHING
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When it finished; None while it has not."""
+        return self.more.finished_at
+
+    @property
+    def standing(self) -> Status:
+        """The status, or what SUSPENDED stands in front of."""
+        return self.more.resumes_as or self.status
+
+    def change(self, **fields: Any) -> None:
+        """Change what most processes have nothing of."""
+        extra = msgspec.structs.replace(self.more, **fields)
+        self.extra = None if extra == NOTHING else extra
+
+
+def ranges(positions: Iterable[int]) -> Ranges:
+    """Return ascending positions as runs."""
+    runs: list[tuple[int, int]] = []
+    for each in positions:
+        if runs and runs[-1][1] == each - 1:
+            runs[-1] = runs[-1][0], each
+        else:
+            runs.append((each, each))
+    return tuple(runs)
+
+
+def within(position: int, runs: Ranges) -> bool:
+    """Return whether a position is in one of the runs."""
+    return any(first <= position <= last for first, last in runs)
 
 
 def slot(kind: Kind, key: str, index: int) -> int:

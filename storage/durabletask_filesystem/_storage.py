@@ -24,6 +24,8 @@ from durabletask.errors import (
 from durabletask.storage import (
     Claims,
     Clock,
+    Control,
+    Controlled,
     Created,
     Delivered,
     Lease,
@@ -42,6 +44,7 @@ from durabletask_filesystem._disk import RealFolder
 from durabletask_filesystem._files import Folder
 from durabletask_filesystem._requests import (
     Answer,
+    Ask,
     Claim,
     CloseLease,
     Commit,
@@ -64,7 +67,7 @@ Answers = list[Answer]
 Names = list[str | None]
 
 BATCH_MAX = 1_000
-"""Of `create`, `read` and `purge`, as the seam says."""
+"""Of `create`, `request`, `read` and `purge`, as the seam says."""
 
 PAGE_MAX = 1_000
 
@@ -124,6 +127,12 @@ class FileSystemStorage:
         """Put events into mailboxes; see `ProcessStorage`."""
         delivered: Sequence[Delivered] = await self._ask(Deliver(tuple(events), mailbox_max))
         return delivered
+
+    async def request(self, controls: Sequence[Control]) -> Sequence[Controlled]:
+        """Ask something of processes; see `ProcessStorage`."""
+        _check_size("request", controls)
+        answers: Sequence[Controlled] = await self._ask(Ask(tuple(controls)))
+        return answers
 
     async def read(
         self, process_ids: Sequence[str], *, history: bool = False
@@ -271,6 +280,8 @@ class FileSystemStorage:
         batch: Sequence[Waiter],
         job: "asyncio.Future[Answers]",
     ) -> None:
+        # Before the next flight, which brings its own.
+        asked, stirred = self._worker.take_asked(), self._worker.take_stirred()
         self._after(loop)
         error = (
             StorageUnknownError("the worker was stopped") if job.cancelled() else job.exception()
@@ -280,6 +291,8 @@ class FileSystemStorage:
                 if not future.done():
                     future.set_exception(error)
             return
+        if self._listeners:
+            self._hint(loop, stirred)
         for (request, future), answer in zip(batch, job.result(), strict=True):
             if self._listeners:
                 # Before the answer: so a host can tell news from what it has stored itself.
@@ -289,7 +302,7 @@ class FileSystemStorage:
                     future.set_exception(answer)
                 else:
                     future.set_result(answer)
-        for request in self._worker.take_asked():
+        for request in asked:
             self._hint(loop, _changed(request, None))
 
     def _after(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -311,12 +324,12 @@ class FileSystemStorage:
             if self._last_landing is not None and not self._last_landing.done():
                 self._last_landing.set_result(None)
 
-    def _hint(self, loop: asyncio.AbstractEventLoop, changed: Names) -> None:
+    def _hint(self, loop: asyncio.AbstractEventLoop, changed: Sequence[str | None]) -> None:
         if changed:
             for listener in self._listeners:
                 loop.call_soon(self._tell, listener, changed)
 
-    def _tell(self, listener: Callable[[str | None], None], changed: Names) -> None:
+    def _tell(self, listener: Callable[[str | None], None], changed: Sequence[str | None]) -> None:
         for process_id in changed:
             if listener in self._listeners:
                 listener(process_id)

@@ -21,6 +21,7 @@ from durabletask.errors import (
 from durabletask.storage import Clock, Status
 from durabletask_filesystem._commit import Committer
 from durabletask_filesystem._compaction import Compaction, mergeable, worth_merging
+from durabletask_filesystem._controls import Controls
 from durabletask_filesystem._desk import Desk
 from durabletask_filesystem._files import Folder, SyncError
 from durabletask_filesystem._history import Library
@@ -28,12 +29,15 @@ from durabletask_filesystem._inbox import Inbox
 from durabletask_filesystem._leases import Leases
 from durabletask_filesystem._locking import take_lock
 from durabletask_filesystem._log import DamageError, Segment
+from durabletask_filesystem._mailboxes import Mailboxes
 from durabletask_filesystem._manifest import segment_name
+from durabletask_filesystem._reach import Reach
 from durabletask_filesystem._reading import Reader
 from durabletask_filesystem._records import EndingRecord
 from durabletask_filesystem._recovery import recover, refuse_foreign
 from durabletask_filesystem._requests import (
     Answer,
+    Ask,
     Claim,
     CloseLease,
     Commit,
@@ -48,6 +52,7 @@ from durabletask_filesystem._requests import (
     Request,
 )
 from durabletask_filesystem._sealing import seal
+from durabletask_filesystem._state import Proc
 
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
 
@@ -121,10 +126,26 @@ class Store:
         self._log = log
         self._table = table
         self._library = Library(log, table)
-        self._committer = Committer(log, table, self._library)
-        self._desk = Desk(log, table, self._library)
-        self._leases = Leases(log, table, self._library)
+        mailboxes = Mailboxes(self._library)
+        reach = Reach(table, self._library, mailboxes)
+        self._committer = Committer(log, table, self._library, reach)
+        self._desk = Desk(log, table, self._library, mailboxes)
+        self._controls = Controls(log, table, self._library, reach)
+        self._leases = Leases(log, table, self._library, self._committer)
         self._reader = Reader(log, table, self._library)
+        table.family.complete(self._finished_long_ago)
+
+    def _finished_long_ago(self, process_id: str) -> Proc | None:
+        try:
+            return self._library.finished(process_id)
+        except DamageError:
+            return None  # whoever descends from it is cut off; reading it says what is wrong
+
+    def take_stirred(self) -> list[str]:
+        """Return to whom others have done something since the last call of this."""
+        stirred = list(self._table.stirred)
+        self._table.stirred.clear()
+        return stirred
 
     # --- requests ------------------------------------------------------------------------
 
@@ -198,6 +219,8 @@ class Store:
                 return self._desk.create(processes, host, now)
             case Deliver(events, mailbox_max):
                 return self._desk.deliver(events, mailbox_max, now)
+            case Ask(controls):
+                return self._controls.request(controls, now)
             case Claim(lease, claim_id, names, count_max):
                 host = self._leases.check(lease)
                 return self._leases.claim(host, claim_id, names, count_max, now)

@@ -6,31 +6,41 @@ it is read again. Knows no files; a place in them is a number (`Proc.spot`).
 
 from array import array
 from collections.abc import Iterable, Iterator
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from heapq import heappop, heappush
 from itertools import count
 from sys import intern
 
-from durabletask.storage import CLAIMABLE, FINISHED, Leave, Status
+from durabletask.storage import CLAIMABLE, FINISHED, REQUESTS_KEPT, Action, Leave, Status
+from durabletask_filesystem._family import Family
 from durabletask_filesystem._records import (
     ClaimRecord,
+    ControlRecord,
+    EndingRecord,
     EndRecord,
     EventRecord,
+    GroupRecord,
     LeaseRecord,
     NewRecord,
     PurgeRecord,
     Record,
+    RestartRecord,
     StateRecord,
     UnitRecord,
     to_ending,
+    whole,
 )
 from durabletask_filesystem._state import (
     BORN_SHIFT,
     OFFSET_MASK,
     SEGMENT_SHIFT,
+    Extra,
     Proc,
+    Reborn,
     add_key,
     slot,
+    within,
 )
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -53,7 +63,10 @@ class Table:
         procs: Every process that has not finished, by id.
         gone: Spots of those finished or purged since the last sealing, by id.
         hosts: Labels of the hosts whose lease is open, by identity.
-        news: Ids of held processes with an event that the owner has not heard of.
+        held: Owners of those that have ended without them, by id.
+        family: Who descends from whom.
+        news: Ids of held processes of which there is news that the owner has not heard of.
+        stirred: Ids of processes to which another, or somebody outside, has done something.
         damage: What is wrong with a process, by id.
         dead: Bytes known to be of no use any more, by number of segment.
         latest: Time of the last record; the clock may be set back, the store's time may not.
@@ -64,8 +77,11 @@ class Table:
     def __init__(self) -> None:
         self.procs: dict[str, Proc] = {}
         self.gone: dict[str, int] = {}
+        self.held: dict[str, str] = {}
+        self.family = Family(self.procs)
         self.hosts: dict[str, str] = {}
         self.news: dict[str, None] = {}
+        self.stirred: dict[str, None] = {}
         self.damage: dict[str, str] = {}
         self.births: tuple[array[int], array[int]] = (array("q"), array("I"))
         self.dead: dict[int, int] = {}
@@ -88,13 +104,22 @@ class Table:
                 if proc is not None and proc.incarnation == record.incarnation:
                     self.apply_unit(proc, record, number, offset)
                 elif record.state is not None:
-                    self.gone[record.id] = _spot(self.gone.get(record.id, 0), number, offset)
+                    self.apply_release(record, number, offset)
             case NewRecord():
                 self.apply_new(record, number, offset)
             case EventRecord():
                 proc = self.procs.get(record.id)
                 if proc is not None and proc.incarnation == record.incarnation:
                     self.apply_event(proc, record, number, offset)
+            case GroupRecord():
+                for part in record.parts:
+                    self.replay(part, number, offset)
+            case RestartRecord():
+                proc = self.procs.get(record.id)
+                if proc is not None and proc.incarnation == record.incarnation:
+                    self.apply_restart(proc, record, number, offset)
+            case ControlRecord():
+                self.apply_control(record, number, offset)
             case ClaimRecord():
                 self.apply_claim(record, number)
             case EndRecord():
@@ -123,10 +148,14 @@ class Table:
             spot=spot,
         )
         self.procs[record.id] = proc
+        if record.parent is not None:
+            proc.extra = Extra(parent=record.parent)
+        self.family.add(proc)
         self.gone.pop(record.id, None)
         self.damage.pop(record.id, None)
-        self.births[0].append(micros(at))
-        self.births[1].append(offset)
+        if not self.births[1] or self.births[1][-1] != offset:  # a group is there once
+            self.births[0].append(micros(at))
+            self.births[1].append(offset)
         if record.host is not None:
             proc.owner = record.host
             proc.epoch = 1
@@ -154,26 +183,44 @@ class Table:
         if unit.consumes and proc.mail is not None:
             for position in unit.consumes:
                 proc.mail.pending.pop(position, None)
+        if unit.met:
+            proc.change(cancel_met=True)
         if unit.status is not None:
-            proc.status = unit.status
-            proc.wake_at = unit.wake_at
+            self._become(proc, unit.status, unit.wake_at)
         if unit.ending is not None:
-            self._end(proc, unit)
+            proc.owner = None
+            self._end(proc, unit.ending)
         elif unit.leave is not None:
             self._leave(proc, unit.leave, unit.at)
 
-    def _end(self, proc: Proc, unit: UnitRecord) -> None:
-        ending = unit.ending
-        assert ending is not None
+    def _become(self, proc: Proc, status: Status, wake_at: datetime | None) -> None:
+        proc.wake_at = wake_at
+        if proc.status is Status.SUSPENDED:
+            proc.change(resumes_as=status)
+        else:
+            proc.status = status
+
+    def _end(self, proc: Proc, ending: EndingRecord) -> None:
+        """A process has its last word; whoever holds it now holds it without it."""
         proc.status = ending.status
-        proc.owner = proc.wake_at = proc.due_at = proc.keys = proc.mail = None
+        proc.parked = False
+        proc.wake_at = proc.due_at = proc.keys = proc.mail = None
         self.news.pop(proc.id, None)
         if ending.status in FINISHED:
-            proc.finished_at = unit.at
             del self.procs[proc.id]
             self.gone[proc.id] = proc.spot
+            self.family.end(proc)
+            if proc.owner is not None:
+                self.held[proc.id] = proc.owner
+                self.news[proc.id] = None
         else:
             proc.ending = to_ending(ending)
+
+    def apply_release(self, unit: UnitRecord, number: int, offset: int) -> None:
+        """What has ended is let go by the host that still held it."""
+        self.gone[unit.id] = _spot(self.gone.get(unit.id, 0), number, offset)
+        self.held.pop(unit.id, None)
+        self.news.pop(unit.id, None)
 
     def _leave(self, proc: Proc, leave: Leave, at: datetime) -> None:
         proc.parked = leave is Leave.PARKED
@@ -189,12 +236,89 @@ class Table:
         if proc.mail is not None:
             proc.mail.ids[hash(event.event_id)] = event.position
             proc.mail.pending[event.position] = None
+        self._stir(proc, event.at)
+
+    def _stir(self, proc: Proc, at: datetime) -> None:
+        """There is something for whoever holds the process, or is to take it."""
         if proc.owner is not None:
             self.news[proc.id] = None
         elif proc.parked:
             proc.parked = False
-            if proc.status in CLAIMABLE:
-                self.make_due(proc, event.at)
+            self.make_due(proc, at if proc.status in CLAIMABLE else None)
+
+    def apply_restart(self, proc: Proc, record: RestartRecord, number: int, offset: int) -> None:
+        """A process begins anew: what was recorded is gone, and its mailbox stays."""
+        proc.generation += 1
+        proc.epoch, proc.seq = record.epoch, record.seq
+        proc.updated_at = record.at
+        proc.deaths = 0
+        # Its history begins here.
+        proc.spot = number << SEGMENT_SHIFT | offset << BORN_SHIFT | offset
+        if proc.keys is not None:
+            proc.keys = b""
+        mail = proc.mail
+        if mail is not None:
+            for position in [each for each in mail.pending if not within(each, record.pending)]:
+                del mail.pending[position]
+            for known in [each for each, at in mail.ids.items() if not within(at, record.kept)]:
+                del mail.ids[known]
+        proc.change(reborn=Reborn(record.epoch, record.seq, proc.events, record.kept))
+        if record.met:
+            proc.change(cancel_reason=None, cancel_met=False)
+        self._become(proc, Status.RUNNING, None)
+        if record.leave is not None:
+            self._leave(proc, record.leave, record.at)
+
+    def apply_control(self, record: ControlRecord, number: int, offset: int) -> None:
+        """Something is asked; nothing of it can be refused any more."""
+        if record.action is Action.RETRY:
+            self._revive(record, number, offset)
+            return
+        proc = self.procs.get(record.id)
+        if proc is None or proc.incarnation != record.incarnation:
+            if record.state is not None:
+                self.gone[record.id] = _spot(self.gone.get(record.id, 0), number, offset)
+            return
+        proc.spot = _spot(proc.spot, number, offset)
+        if record.request_id:
+            requests = (*proc.more.requests, record.request_id)[-REQUESTS_KEPT:]
+            proc.change(requests=requests)
+        if record.action is not None:
+            proc.updated_at = record.at
+            self._obey(proc, record, record.action)
+
+    def _obey(self, proc: Proc, record: ControlRecord, action: Action) -> None:
+        if action is Action.CANCEL:
+            proc.change(cancel_reason=whole(record.reason, record.outer))
+        if record.ending is not None:
+            self._end(proc, record.ending)
+        elif action is Action.RESUME:
+            self._resume(proc, record.at)
+        else:
+            if action is Action.SUSPEND:
+                reason = whole(record.reason, record.outer)
+                proc.change(resumes_as=proc.status, suspend_reason=reason)
+                proc.status = Status.SUSPENDED
+                proc.due_at = None
+            self._stir(proc, record.at)
+
+    def _resume(self, proc: Proc, at: datetime) -> None:
+        proc.status = proc.standing
+        proc.change(resumes_as=None, suspend_reason=None)
+        proc.parked = False
+        if proc.owner is not None:
+            self.news[proc.id] = None
+        elif proc.status in CLAIMABLE:
+            self.make_due(proc, max(at, proc.start_at or at))
+
+    def _revive(self, record: ControlRecord, number: int, offset: int) -> None:
+        """A process that had failed, or was set aside, goes on."""
+        assert record.state is not None
+        earlier = self.procs.get(record.id)
+        before = earlier.spot if earlier is not None else self.gone.pop(record.id, 0)
+        proc = copy(record.state)
+        proc.spot = _spot(before, number, offset)
+        self.adopt(proc)
 
     def apply_claim(self, claim: ClaimRecord, number: int) -> None:
         """A host takes processes."""
@@ -215,6 +339,10 @@ class Table:
         """A lease ends."""
         self.hosts.pop(end.host, None)
         self.ended.add(end.host)
+        # Each was let go by a record of its own, unless what ended it could not be read.
+        for process_id in [each for each, owner in self.held.items() if owner == end.host]:
+            del self.held[process_id]
+            self.news.pop(process_id, None)
         for process_id in end.held:
             proc = self.procs.get(process_id)
             if proc is None:
@@ -233,6 +361,7 @@ class Table:
         """A finished process is removed; its creation, if it is here, is no birth any more."""
         self.gone[record.id] = number << SEGMENT_SHIFT | offset
         self.damage.pop(record.id, None)
+        self.family.drop(record.id)
 
     def apply_state(self, record: StateRecord, number: int) -> None:
         """A process stands where compaction says."""
@@ -245,6 +374,7 @@ class Table:
         """Take a process as it stands in an index."""
         proc.name = intern(proc.name)
         self.procs[proc.id] = proc
+        self.family.add(proc)
         if proc.due_at is not None:
             self.make_due(proc, proc.due_at)
 

@@ -28,6 +28,7 @@ class Worker:
         self._store: Store | None = None
         self._holding = False
         self._asked: Sequence[Request] = ()
+        self._stirred: list[str] = []
 
     @property
     def leased(self) -> bool:
@@ -43,6 +44,11 @@ class Worker:
         """Return what other programs asked along with the last batch; the second time nothing."""
         asked, self._asked = self._asked, ()
         return asked
+
+    def take_stirred(self) -> list[str]:
+        """Return to whom others have done something by the last batch; the second time nothing."""
+        stirred, self._stirred = self._stirred, []
+        return stirred
 
     def work(self, requests: Sequence[Request], rung: bool) -> list[Answer]:
         """Answer a batch.
@@ -62,6 +68,7 @@ class Worker:
             answers, self._asked = store.apply_with_letters(requests)
             return answers
         finally:
+            self._stirred = store.take_stirred()
             if not store.leased:
                 self._holding = False
                 store.let_go(clean=leased)

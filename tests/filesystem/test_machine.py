@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 
 from durabletask.storage import (
     Claims,
+    Control,
+    Controlled,
     Created,
     Delivered,
     Lease,
@@ -29,6 +31,7 @@ from durabletask.testing import VirtualClock
 from durabletask.testing.disk import SimulatedFolder
 from durabletask.testing.machine import StorageMachine
 from durabletask_filesystem._requests import (
+    Ask,
     Claim,
     CloseLease,
     Commit,
@@ -67,6 +70,10 @@ class CoreStorage:
     async def deliver(self, events: Sequence[NewEvent], *, mailbox_max: int) -> Sequence[Delivered]:
         delivered: Sequence[Delivered] = self.ask(Deliver(tuple(events), mailbox_max))
         return delivered
+
+    async def request(self, controls: Sequence[Control]) -> Sequence[Controlled]:
+        answers: Sequence[Controlled] = self.ask(Ask(tuple(controls)))
+        return answers
 
     async def read(
         self, process_ids: Sequence[str], *, history: bool = False
