@@ -337,3 +337,25 @@ async def test_a_swallowed_end_does_not_hold_up_the_rest(world: World) -> None:
         await host.raise_event("p", "beside", "a")
         await host.raise_event("p", "other", "b")
         assert await host.get(process, "p").result() == ["swallowed", "b", "a"]
+
+
+@virtual
+async def test_the_next_call_tells_that_the_end_was_swallowed(world: World) -> None:
+    """As soon as user code makes another call after swallowing it, nothing waits any more."""
+
+    async def process(proc: Process) -> float:
+        async with proc.timeout("limit", 10):
+            task = asyncio.create_task(proc.event("beside"))
+            try:
+                await proc.event("never")
+            except asyncio.CancelledError:
+                await proc.do("tidy", nop)
+            await task
+        return world.clock.monotonic_s()
+
+    await world.begin_and_die(process, after_s=5)
+    await asyncio.sleep(100)
+    before_s = world.clock.monotonic_s()
+    async with world.host(process) as host:
+        await host.raise_event("p", "beside")
+        assert await host.get(process, "p").result() - before_s < 1
