@@ -27,7 +27,9 @@ class RetryPolicy:
         factor: Each further wait is so many times the one before.
         delay_max_s: No wait is longer.
         jitter: Each wait is shortened by up to this fraction of itself, at random.
-        timeout_s: No attempt begins later than this after the first one began.
+        timeout_s: Of all attempts and waits together: none begins later than this after the
+            first one began, and one in flight then is cancelled and fails, as by the
+            step's `timeout=`. An undo and a transaction in flight go on.
         give_up_on: Exception classes after which there is no further attempt.
         retry_if: Asked with the exception; False means no further attempt.
 

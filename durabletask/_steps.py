@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from datetime import datetime, timedelta
@@ -170,9 +171,12 @@ class StepRun:
                 await self._pause(note.due_at)
             if not run.services.trust.holds:
                 await trusted(run, self._kind, self._key, self._index)
+            rest_s = self._rest_s(first_at)
+            if note is not None and rest_s <= 0:
+                return await self._give_up(note)
             requests = cancel_requests()
             try:
-                value = await self._attempt(attempt, note)
+                value = await self._attempt(attempt, note, rest_s)
             except OUTCOMES as error:
                 failure = as_failure(run, error, requests)
                 self._tell(attempt, Phase.CANCELLED if failure is None else Phase.FAILED, failure)
@@ -215,7 +219,24 @@ class StepRun:
         self._tell(attempt, Phase.SUCCEEDED)
         return value if held is checkpoint else run.unseal(held, self._shape)
 
-    async def _attempt(self, attempt: int, note: RetryNote | None) -> Any:
+    def _rest_s(self, first_at: datetime) -> float:
+        """Return how long the policy still gives the whole; infinity if it does not say.
+
+        An undo is not given up because nothing ran for a while.
+        """
+        if self._retry is None or self._retry.timeout_s is None or self._kind is Kind.UNDO:
+            return math.inf
+        return self._retry.timeout_s - (self._run.services.now() - first_at).total_seconds()
+
+    async def _give_up(self, note: RetryNote) -> Any:
+        """Record the failure of the last attempt as the outcome; there is no time for another."""
+        run = self._run
+        payload = bytes(note.errors[-1])
+        held = await run.record(Checkpoint(self._kind, self._key, self._index, Form.ERROR, payload))
+        run.step_ended()
+        return run.unseal(held, self._shape)
+
+    async def _attempt(self, attempt: int, note: RetryNote | None, rest_s: float) -> Any:
         run = self._run
         previous = run.services.failures.decode(bytes(note.errors[-1])) if note else None
         said = self._said
@@ -223,8 +244,12 @@ class StepRun:
         step = Step(run, self._key, self._index, attempt, previous, self._kind, details, said)
         token = STEP.set(step)
         self._tell(attempt, Phase.STARTED)
+        body = self._body
+        # A transaction is not cut off: its commit may be on its way.
+        if rest_s < math.inf and self._kind is not Kind.TRANSACTION:
+            body = timed(body, rest_s, "when the time of all its attempts together was over")
         try:
-            value = await self._body()
+            value = await body()
         except (KeyboardInterrupt, SystemExit) as error:
             STEP.reset(token)
             run.leave_program(error)
@@ -372,8 +397,12 @@ async def trusted(run: Run, kind: Kind, key: str, index: int) -> None:
         raise
 
 
-def timed(body: Callable[[], Any], timeout_s: float) -> Callable[[], Any]:
-    """Return a body whose attempt is cancelled and fails after `timeout_s`."""
+def timed(body: Callable[[], Any], timeout_s: float, why: str = "") -> Callable[[], Any]:
+    """Return a body whose attempt is cancelled and fails after `timeout_s`.
+
+    Args:
+        why: Where that time comes from, if not from `timeout=`; for the message.
+    """
 
     async def within() -> Any:
         limit = asyncio.timeout(timeout_s)
@@ -383,7 +412,8 @@ def timed(body: Callable[[], Any], timeout_s: float) -> Callable[[], Any]:
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            raise StepTimeoutError("StepTimeoutError", f"no result after {timeout_s} s") from error
+            message = f"no result after {timeout_s} s" + (f", {why}" if why else "")
+            raise StepTimeoutError("StepTimeoutError", message) from error
 
     return within
 

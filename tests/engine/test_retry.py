@@ -243,6 +243,49 @@ async def test_the_total_time_ends_the_attempts(world: World) -> None:
 
 
 @virtual
+async def test_the_total_time_ends_an_attempt_in_flight(world: World) -> None:
+    """S3.07 (schedule to close): timeout_s ends the whole, an attempt that hangs too."""
+    begun: list[float] = []
+
+    async def hang() -> None:
+        begun.append(world.clock.monotonic_s())
+        await asyncio.sleep(20 if current_step().attempt == 1 else 1000)
+        raise ConnectionError
+
+    async def process(proc: Process) -> str:
+        policy = RetryPolicy(attempts_max=None, delay_s=10, timeout_s=45)
+        with pytest.raises(StepTimeoutError) as caught:
+            await proc.do("hang", hang, retry=policy)
+        return str(caught.value)
+
+    async with world.host(process) as host:
+        message = await (await host.spawn(process, "p")).result()
+    assert "the time of all its attempts together was over" in message
+    assert begun == pytest.approx([0, 30], abs=0.1)
+    assert world.clock.monotonic_s() == pytest.approx(45, abs=0.1)
+
+
+@virtual
+async def test_the_total_time_goes_on_while_no_host_runs(world: World) -> None:
+    """S2.05 (rule 11): an attempt that fell due in a downtime beyond timeout_s does not begin."""
+    log: list[tuple[int, float]] = []
+    policy = RetryPolicy(attempts_max=None, delay_s=10, factor=1, timeout_s=45)
+
+    async def process(proc: Process) -> str:
+        with pytest.raises(StepError) as caught:
+            await proc.do("step", flaky(world, 999, log), retry=policy)
+        await proc.event("go")
+        return caught.value.type
+
+    await world.begin_and_die(process, after_s=15)
+    await asyncio.sleep(3600)
+    async with world.host(process) as host:
+        await host.raise_event("p", "go")
+        assert await host.get(process, "p").result() == "ValueError"
+    assert [attempt for attempt, _ in log] == [1, 2]
+
+
+@virtual
 async def test_jitter_only_shortens(world: World) -> None:
     """Rule 11: with jitter each wait is shortened at random, never lengthened."""
     log: list[tuple[int, float]] = []
