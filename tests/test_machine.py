@@ -1,7 +1,7 @@
 """The state machine itself is tested: equal storages pass, and each planted difference is found."""
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime
 
 import msgspec
 import pytest
@@ -9,11 +9,13 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from durabletask._memory import MemoryStorage
+from durabletask._memory_process import ProcessState
 from durabletask.storage import (
     DONE,
     Claims,
     Clock,
-    Created,
+    Control,
+    Controlled,
     Delivered,
     Lease,
     NewEvent,
@@ -118,24 +120,66 @@ class Numbered(MemoryStorage):
         super().__init__(clock, lease_ttl_s=lease_ttl_s)
         self.number = 40
 
-    def _create(self, new: NewProcess, *rest: Any) -> Created:
-        before = self._processes.get(new.process_id)
-        created = super()._create(new, *rest)
-        process = self._processes[new.process_id]
-        if process is not before:
-            self.number += 3
-            process.incarnation = self.number
-        return Created(process.row(), created.fresh)
+    def _begin(self, new: NewProcess, now: datetime) -> ProcessState:
+        process = super()._begin(new, now)
+        self.number += 3
+        process.incarnation = self.number
+        return process
 
     async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
         outcomes: list[UnitOutcome] = []
         for unit in units:
             outcomes += await super().commit(lease, [unit])
             process = self._processes.get(unit.process_id)
-            if process and outcomes[-1] == DONE and is_plain(unit) and unit.seq < process.seq:
+            may_be = process and outcomes[-1] == DONE and is_plain(unit) and not process.generation
+            if process and may_be and unit.seq < process.seq:
                 for each in unit.checkpoints:
                     if process.find(each.kind, each.key, each.index) is None:
                         process.record(msgspec.structs.replace(each, epoch=unit.epoch))
+        return outcomes
+
+
+class Obedient(MemoryStorage):
+    """A late copy of a request is carried out again."""
+
+    async def request(self, controls: Sequence[Control]) -> Sequence[Controlled]:
+        for each in self._processes.values():
+            if each.asked is not None:
+                each.asked.request_ids = ()
+        return await super().request(controls)
+
+
+class Merciless(MemoryStorage):
+    """What a retry puts aside is gone."""
+
+    async def request(self, controls: Sequence[Control]) -> Sequence[Controlled]:
+        answers = await super().request(controls)
+        for each in self._processes.values():
+            if each.asked is not None:
+                each.asked.forgotten = ()
+        return answers
+
+
+class Childless(MemoryStorage):
+    """Nobody is told of the end of a child."""
+
+    def __init__(self, clock: Clock, *, lease_ttl_s: float | None) -> None:
+        super().__init__(clock, lease_ttl_s=lease_ttl_s)
+        self._kin._tell = lambda *_: []  # type: ignore[method-assign]
+
+
+class Nostalgic(MemoryStorage):
+    """The next generation keeps the checkpoints of the one before."""
+
+    async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:
+        outcomes: list[UnitOutcome] = []
+        for unit in units:
+            process = self._processes.get(unit.process_id)
+            kept = process.checkpoints() if process else ()
+            outcomes += await super().commit(lease, [unit])
+            if unit.restart is not None and process is not None:
+                for each in kept:
+                    process.record(each)
         return outcomes
 
 
@@ -168,7 +212,21 @@ def test_what_is_the_storages_choice_is_not_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [Forgetful, Undying, Deaf, Lavish, Ruthless, Skipping, Reborn, Hasty]
+    "kind",
+    [
+        Forgetful,
+        Undying,
+        Deaf,
+        Lavish,
+        Ruthless,
+        Skipping,
+        Obedient,
+        Merciless,
+        Childless,
+        Nostalgic,
+        Reborn,
+        Hasty,
+    ],
 )
 def test_a_planted_difference_is_found(kind: type[MemoryStorage]) -> None:
     """FAILURES 3.7: a storage that differs in one respect is told from the model in 600 runs."""

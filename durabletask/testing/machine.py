@@ -8,7 +8,7 @@ does not compare. Incarnations are translated: only that they rise is promised.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,45 +25,40 @@ from hypothesis.stateful import (
 from durabletask._memory import MemoryStorage
 from durabletask.errors import DurableTaskError
 from durabletask.storage import (
-    Claimed,
     Claims,
-    Created,
-    Delivered,
+    Control,
     Lease,
     NewEvent,
+    NewProcess,
     ProcessRow,
     ProcessStorage,
     Query,
     Snapshot,
-    Status,
     Unit,
 )
+from durabletask.testing._machine_answers import comparable, rows_of
 from durabletask.testing._machine_steps import (
+    EVERYBODY,
     IDS,
     NAMES,
+    ControlPlan,
     CreatePlan,
     UnitPlan,
+    control_of,
+    control_plans,
     create_plans,
     event_plans,
     is_plain,
     process_of,
+    queries,
     unit_of,
     unit_plans,
 )
 from durabletask.testing._time import VirtualClock
 
 MAILBOX_MAX = 2
+REQUESTS_MAX = 12  # more than a storage remembers
 TICK_S = 0.000_001  # after each step, so that what happened at different times has different times
-
-_queries = st.builds(
-    Query,
-    statuses=st.none() | st.frozensets(st.sampled_from(Status)),
-    name=st.none() | st.sampled_from(NAMES),
-    prefix=st.none() | st.sampled_from(("1", "e", "%", "a/", "")),
-    tags=st.sampled_from(({}, {"team": "red"}, {"team": "r"})),
-    parent_id=st.none() | st.sampled_from(("1", "10")),
-    limit=st.sampled_from((1, 2, 1_000)),
-)
 
 
 class StorageMachine(RuleBasedStateMachine):
@@ -104,6 +99,9 @@ class StorageMachine(RuleBasedStateMachine):
         self.repeatable: tuple[Lease, str, Sequence[str], int] | None = None
         self.committed: tuple[Lease, tuple[Unit, ...]] | None = None
         self.incarnations: dict[str, dict[int, int]] = {}
+        self.restarted: dict[tuple[str, int, int], int] = {}
+        self.requests: list[Control] = []
+        self.asked = 0
         self.open_host()
 
     async def _opened(self) -> ProcessStorage:
@@ -125,41 +123,70 @@ class StorageMachine(RuleBasedStateMachine):
 
         expected = self.loop.run_until_complete(ask(self.model))
         found = self.loop.run_until_complete(ask(self.storage))
-        assert _comparable(found) == _comparable(expected)
+        assert comparable(found) == comparable(expected)
         self._learn(expected, found)
         self.clock.advance(TICK_S)
         return expected
 
     def _learn(self, expected: Any, found: Any) -> None:
         """Take note of which incarnation of the model is which of the storage."""
-        for ours, theirs in zip(_rows(expected), _rows(found), strict=True):
+        for ours, theirs in zip(rows_of(expected), rows_of(found), strict=True):
             known = self.incarnations.setdefault(ours.process_id, {})
             assert known.setdefault(ours.incarnation, theirs.incarnation) == theirs.incarnation
             in_order = [known[number] for number in sorted(known)]
             assert in_order == sorted(set(in_order))  # they rise
+            if ours.parent is not None and theirs.parent is not None:
+                of = self._number(ours.parent.process_id, ours.parent.incarnation)
+                assert of == theirs.parent.incarnation
+
+    def _number(self, process_id: str, incarnation: int) -> int:
+        """Return what the storage calls an incarnation of the model."""
+        known = self.incarnations[process_id]
+        latest = max(known)
+        return known.get(incarnation, known[latest] + incarnation - latest)
 
     def _commit(self, lease: Lease, units: Sequence[Unit]) -> None:
+        before = {each.row.process_id: each.row for each in self._known()}
         units = [unit for unit in units if not self._is_open(unit)]
         theirs = [self._translated(unit) for unit in units]
         self.both(lambda storage: storage.commit(lease, units if storage is self.model else theirs))
+        for each in self._known():
+            row = before.get(each.row.process_id)
+            if row is not None and each.row.generation > row.generation:
+                self.restarted[row.process_id, row.incarnation, row.epoch] = min(
+                    unit.seq
+                    for unit in units
+                    if unit.process_id == row.process_id
+                    and unit.restart is not None
+                    and unit.seq > row.seq
+                )
 
     def _translated(self, unit: Unit) -> Unit:
         """Return a unit of the model as the storage is to get it."""
-        known = self.incarnations[unit.process_id]
-        latest = max(known)
-        number = known.get(unit.incarnation, known[latest] + unit.incarnation - latest)
-        return msgspec.structs.replace(unit, incarnation=number)
+        number = self._number(unit.process_id, unit.incarnation)
+        spawns = tuple(self._their_child(new) for new in unit.spawns)
+        return msgspec.structs.replace(unit, incarnation=number, spawns=spawns)
+
+    def _their_child(self, new: NewProcess) -> NewProcess:
+        """Return a process to create as the storage is to get it."""
+        if new.parent is None:
+            return new
+        number = self._number(new.parent.process_id, new.parent.incarnation)
+        parent = msgspec.structs.replace(new.parent, incarnation=number)
+        return msgspec.structs.replace(new, parent=parent)
 
     def _is_open(self, unit: Unit) -> bool:
         """Return whether the seam leaves it to the storage to record this unit or not."""
         (found,) = self.loop.run_until_complete(self.model.read([unit.process_id], history=True))
         if found is None or not is_plain(unit) or unit.seq > found.row.seq:
             return False
+        if unit.seq < self.restarted.get((unit.process_id, unit.incarnation, unit.epoch), 0):
+            return False  # of an earlier generation: never recorded
         there = {(each.kind, each.key, each.index) for each in found.checkpoints}
         return any((each.kind, each.key, each.index) not in there for each in unit.checkpoints)
 
     def _known(self) -> list[Snapshot]:
-        found = self.loop.run_until_complete(self.model.read(IDS, history=True))
+        found = self.loop.run_until_complete(self.model.read(EVERYBODY, history=True))
         return [each for each in found if each is not None]
 
     @initialize(names=st.lists(st.sampled_from(NAMES), min_size=4, max_size=4))
@@ -176,18 +203,43 @@ class StorageMachine(RuleBasedStateMachine):
     @rule(plans=st.lists(create_plans, min_size=1, max_size=3), held=st.booleans())
     def create(self, plans: list[CreatePlan], held: bool) -> None:
         """Create processes, new ones and known ones, with a lease and without."""
-        new = [process_of(plan, self.clock.now()) for plan in plans]
+        (above,) = self.loop.run_until_complete(self.model.read(IDS[:1]))
+        of = None if above is None else above.row
+        new = [process_of(plan, of, self.clock.now()) for plan in plans]
+        theirs = [self._their_child(each) for each in new]
         lease = self.leases[0] if held and self.leases else None
-        self.both(lambda storage: storage.create(new, lease))
+        self.both(lambda storage: storage.create(new if storage is self.model else theirs, lease))
 
     @rule(events=st.lists(event_plans, min_size=1, max_size=4))
     def deliver(self, events: list[NewEvent]) -> None:
         """Deliver events, new ones and known ones."""
         self.both(lambda storage: storage.deliver(events, mailbox_max=MAILBOX_MAX))
 
+    @rule(plans=st.lists(control_plans, min_size=1, max_size=3))
+    def request(self, plans: list[ControlPlan]) -> None:
+        """Ask something of processes, and repeat what was asked before."""
+        found = self._known()
+        controls = []
+        for plan in plans:
+            if plan.repeats and self.requests:
+                controls.append(self.requests[-plan.repeats :][0])
+                continue
+            self.asked += 1
+            controls.append(control_of(plan, found, f"request {self.asked}"))
+        self.requests = [*self.requests, *controls][-REQUESTS_MAX:]
+        theirs = [
+            msgspec.structs.replace(
+                each, incarnation=self._number(each.process_id, each.incarnation)
+            )
+            if each.incarnation
+            else each
+            for each in controls
+        ]
+        self.both(lambda storage: storage.request(controls if storage is self.model else theirs))
+
     @rule(
-        query=_queries,
-        process_ids=st.lists(st.sampled_from(IDS), max_size=3),
+        query=queries,
+        process_ids=st.lists(st.sampled_from(EVERYBODY), max_size=3),
         again=st.booleans(),
     )
     def list_and_purge(self, query: Query, process_ids: list[str], again: bool) -> None:
@@ -258,8 +310,9 @@ class StorageMachine(RuleBasedStateMachine):
             among = held if plan.which >= 0 and held else list(found.values())
             if not among:
                 continue
-            row, _, events = msgspec.structs.astuple(among[plan.which % len(among)])
-            mailbox = [each.position for each in events if not each.consumed]
+            chosen = among[plan.which % len(among)]
+            row = chosen.row
+            mailbox = [each.position for each in chosen.events if not each.consumed]
             unit = unit_of(plan, row, mailbox, seqs[row.process_id], self.clock.now())
             if is_plain(unit) and unit.seq <= highest[row.process_id]:
                 unit = msgspec.structs.replace(unit, seq=highest[row.process_id] + 1)
@@ -338,55 +391,8 @@ class StorageMachine(RuleBasedStateMachine):
     @invariant()
     def holds_the_same(self) -> None:
         """Every process with its whole history is the same in both."""
-        self.both(lambda storage: storage.read([*IDS, "nobody"], history=True))
+        self.both(lambda storage: storage.read([*EVERYBODY, "nobody"], history=True))
 
 
 async def _renew(storage: ProcessStorage, lease: Lease) -> Lease:
     return await storage.renew(lease)
-
-
-def _rows(answer: Any) -> Iterator[ProcessRow]:
-    """Yield the rows in an answer, in the order in which answers are compared."""
-    match answer:
-        case ProcessRow():
-            yield answer
-        case Created() | Snapshot() | Claimed():
-            yield from _rows(answer.row)
-        case Claims():
-            yield from _rows(_in_order(answer))
-        case [*several]:
-            for each in several:
-                yield from _rows(each)
-
-
-def _in_order(claims: Claims) -> list[Claimed]:
-    return sorted(claims.claimed, key=lambda each: (each.fresh, each.row.process_id))
-
-
-def _comparable(answer: Any) -> Any:
-    """Return an answer without what is the storage's own choice."""
-    match answer:
-        case ProcessRow():
-            return msgspec.structs.replace(answer, updated_at=answer.created_at, incarnation=1)
-        case Created():
-            return _comparable(answer.row), answer.fresh, answer.refused
-        case Snapshot():
-            return _comparable(answer.row), answer.checkpoints, answer.events
-        case Delivered():
-            return answer.refused, answer.event, answer.owner if answer.event else None
-        case Lease():
-            return answer.host_id, answer.label, answer.now_at
-        case Claimed():
-            return answer.fresh, _comparable(answer.row), answer.checkpoints, answer.events
-        case Claims():
-            next_at = None if answer.more else answer.next_at
-            return (
-                [_comparable(each) for each in _in_order(answer)],
-                answer.now_at,
-                next_at,
-                answer.more,
-            )
-        case [*several]:
-            return [_comparable(each) for each in several]
-        case _:
-            return answer
