@@ -116,6 +116,18 @@ def gathered(world: World) -> Scenario:
     return alone(order)
 
 
+def mapped(world: World) -> Scenario:
+    """A step for each of many items, and for each result on a thread, two at a time."""
+
+    async def order(proc: Process) -> list[int]:
+        await proc.version("code", 1)
+        picked = await world.see(proc, "pick", proc.map("pick", world.effect, range(4)))
+        packed = proc.map("pack", world.act, picked, concurrency=2)
+        return await world.see(proc, "pack", packed)
+
+    return alone(order)
+
+
 def grouped(world: World) -> Scenario:
     """A task group in which one sibling fails and the slow one is cancelled."""
 
@@ -351,8 +363,8 @@ def broken(world: World) -> Scenario:
 SCENARIOS: dict[str, Callable[[World], Scenario]] = {
     make.__name__: make
     for make in (
-        linear, compensated, cleaned_up, gathered, grouped, delayed, event_first, event_later,
-        event_never, stream, cursor, token, retried, given_up, step_timed_out, event_timed_out,
+        linear, compensated, cleaned_up, gathered, mapped, grouped, delayed, event_first,
+        event_later, event_never, stream, cursor, token, retried, given_up, step_timed_out, event_timed_out,
         in_thread, two, spawned_twice, broken,
     )
 }  # fmt: skip
