@@ -151,6 +151,7 @@ async def begin(run: Run, error: BaseException) -> Ending | None:
         out that there is nothing to undo.
     """
     try:
+        run.check_interrupted()
         await _meet_stray_cancellation(run)
         run.close()
         await run.steps_over()

@@ -426,7 +426,7 @@ class Lifecycle:
         Raises:
             ProcessInterrupted: The run unwinds already.
         """
-        if self._phase is not Phase.OPEN:
+        if self._phase is not Phase.OPEN or self.interrupted:
             raise ProcessInterrupted
         self._phase, self.gated = Phase.COLLECTING, True
         # Recorded already, or else with the next unit.
@@ -440,11 +440,11 @@ class Lifecycle:
         Raises:
             ProcessInterrupted: The run unwinds.
         """
-        if self._phase in (Phase.OPEN, Phase.COLLECTING):
+        if self.interrupted:
+            raise ProcessInterrupted
+        if self._phase is not _DRAINING:
             self._phase, self.gated = Phase.COMPENSATING, True
             self._end_waits()
-        elif self._phase is not _DRAINING:
-            raise ProcessInterrupted
 
     async def steps_over(self) -> None:
         """Wait until the outcome of every step in flight is recorded.

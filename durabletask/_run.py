@@ -66,6 +66,8 @@ class Run(Lifecycle):
         if self._phase is Phase.COLLECTING:
             await self._stay_recorded(key, index)
             return
+        if self.compensating:
+            self.check_caller(key)  # an undo that makes durable calls is told so
         await self.stay_open(key)
         if self.deadlines:
             await self._meet_deadline(kind, key, index)

@@ -51,6 +51,8 @@ async def execute(run: Run, definition: Definition) -> Ending | None:
     if raised is not None:
         if run.undos:
             ending = await _compensation.begin(run, raised)
+            if ending is not None:
+                _warn_never_asked(run)
         if ending is None:
             ending = _raised(run, raised)
         raised = None  # its traceback holds this frame

@@ -1,6 +1,7 @@
 """Compensation: `undo=`, when an error leaves the function (rule 8)."""
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from durabletask.errors import (
     InvalidArgumentError,
     ProcessCancelledError,
     ProcessFailedError,
+    ProcessQuarantinedError,
     StepError,
 )
 from durabletask.storage import Action, Control, Kind, Place
@@ -395,3 +397,61 @@ async def test_the_result_of_an_undo_is_of_no_interest(world: World) -> None:
     async with world.host(process) as host:
         await run_to_end(host, process)
         assert undos(world) == [DECIDED, ("undo", "hotel", "value")]
+
+
+@virtual
+async def test_an_undo_makes_no_durable_calls(world: World) -> None:
+    """Rule 4: an undo that calls the process is a mistake in the program, and named as one."""
+    books = Books()
+
+    async def process(proc: Process) -> None:
+        undo: Any = lambda receipt: proc.do("by hand", books.cancel, receipt)  # noqa: E731
+        await proc.do("hotel", books.book, "hotel", undo=undo)
+        raise ValueError("no")
+
+    async with world.host(process) as host:
+        await host.spawn(process, "p")
+        with pytest.raises(ProcessQuarantinedError, match="'by hand' was used inside the body"):
+            await host.get("p").result()
+        assert books.undone == []
+
+
+@virtual
+async def test_a_step_that_runs_at_most_once_is_undone(world: World) -> None:
+    """Rule 8: at_most_once and undo stand together; a step that may have run is not undone."""
+    books = Books()
+
+    async def process(proc: Process) -> None:
+        await proc.do("hotel", books.book, "hotel", at_most_once=True, undo=books.cancel)
+        await proc.do("slow", books.book, "slow", 20.0, at_most_once=True, undo=books.cancel)
+
+    await world.begin_and_die(process, after_s=5)
+    async with world.host(process) as host:
+        with pytest.raises(ProcessFailedError, match="StepInterruptedError"):
+            await host.get("p").result()
+        assert books.undone == ["receipt hotel"]
+
+
+def test_a_renamed_step_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Rule 4: what the code asks for no more is not undone, and a warning names it."""
+
+    @virtual
+    async def body(world: World) -> None:
+        books = Books()
+        names = ["hotel", "inn"]
+
+        async def process(proc: Process) -> None:
+            await proc.do(names.pop(0), books.book, "hotel", undo=books.cancel)
+            await proc.event("go")
+            raise ValueError("no")
+
+        await world.begin_and_die(process, after_s=5)
+        async with world.host(process) as host:
+            await host.raise_event("p", "go")
+            with pytest.raises(ProcessFailedError):
+                await host.get("p").result()
+            assert undos(world) == [DECIDED, ("undo", "inn", "value")]
+
+    with caplog.at_level(logging.WARNING, "durabletask"):
+        body()
+    assert any("do 'hotel'" in line for line in caplog.messages)

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -268,3 +269,48 @@ async def test_an_unfinished_delay_is_not_met(world: World) -> None:
         assert world.clock.monotonic_s() < 5
         assert [key for key in world.keys("p") if key[1] == "long"] == [("wait", "long", "value")]
         assert books.undone == ["receipt hotel"]
+
+
+@virtual
+async def test_a_task_left_behind_cannot_cut_off_undos(world: World) -> None:
+    """Rule 8: what still cancels the function's task, which is over, cuts no undo off."""
+    books = Books()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def meddle(main: "asyncio.Task[Any]") -> None:
+        for _ in range(30):
+            await asyncio.sleep(1)
+            main.cancel()
+
+    async def process(proc: Process) -> None:
+        await proc.do("hotel", books.book, "hotel", undo=books.slowly_cancel)
+        await proc.do("flight", books.book, "flight", undo=books.slowly_cancel)
+        main = asyncio.current_task()
+        assert main is not None
+        tasks.append(asyncio.create_task(meddle(main)))
+        raise ValueError("no")
+
+    async with world.host(process) as host:
+        await run_to_end(host, process)
+        assert books.undone == ["receipt flight", "receipt hotel"]
+        assert len(tasks) == 1
+
+
+@virtual
+async def test_a_cancellation_left_on_the_task_hits_nothing(world: World) -> None:
+    """Rule 8: the function cancels its own task and raises: undone at once, in the same run."""
+    books = Books()
+    runs: list[int] = []
+
+    async def process(proc: Process) -> None:
+        runs.append(1)
+        await proc.do("hotel", books.book, "hotel", undo=books.cancel)
+        main = asyncio.current_task()
+        assert main is not None
+        main.cancel()
+        raise ValueError("no")
+
+    async with world.host(process) as host:
+        error = await run_to_end(host, process)
+        assert str(error.__cause__) == "ValueError: no"
+        assert (runs, books.undone) == ([1], ["receipt hotel"])
