@@ -12,12 +12,14 @@ from uuid import UUID, uuid4
 from durabletask import (
     DelayResult,
     DurableCall,
+    DurableWait,
     MemoryStorage,
     Process,
     ProcessClient,
     ProcessHandle,
     ProcessHost,
     ProcessInfo,
+    RaceResult,
     RetryPolicy,
     Status,
     Step,
@@ -76,6 +78,22 @@ host = ProcessHost(MemoryStorage(), errors=[StepError], types=[Approval], retry=
 
 
 @host.process
+async def decide(proc: Process) -> None:
+    approved = proc.event("approved", Approval, key="in race")
+    deadline = proc.delay("deadline", timedelta(days=2))
+    inner = proc.race("inner", deadline)
+    result = await proc.race("decision", approved, inner)
+    assert_type(result, RaceResult)
+    assert_type(result.of(approved), Approval)
+    assert_type(result.of(inner).of(deadline), DelayResult)
+    assert_type(result.won(approved), bool)
+    numbers: list[DurableWait[int]] = [proc.event("n", int, key=f"{n}") for n in range(3)]
+    assert_type((await proc.race("any", *numbers)).of(numbers[0]), int)
+    async with proc.timeout("limit", timedelta(days=2)) as limit:
+        assert_type(limit.expired(), bool)
+
+
+@host.process
 async def transfer(proc: Process, source: str, amount: Decimal) -> str:
     undone = await proc.do("hold", bank.transfer, source, amount, undo=bank.roll_back)
     assert_type(undone, UUID)
@@ -97,7 +115,9 @@ async def transfer(proc: Process, source: str, amount: Decimal) -> str:
     assert_type(await proc.map("balances", bank.balance, ("a", "b"), concurrency=5), list[Decimal])
     twice: Callable[[str], Awaitable[bytes]] = partial(fetch, tries=2)
     urls = (url for url in ["a", "b"])
-    assert_type(await proc.map("fetch all", twice, urls, timeout=5, retry=RetryPolicy()), list[bytes])
+    assert_type(
+        await proc.map("fetch all", twice, urls, timeout=5, retry=RetryPolicy()), list[bytes]
+    )
     await proc.report({"done": 5})
     await proc.report(Approval("carol"), type=Approval)
     assert_type(await proc.version("pricing", 2), int)

@@ -54,6 +54,11 @@ async def process(proc: Process, amount: Decimal) -> str:
     got = await proc.event("number", int)
     number: str = got  # type: ignore[assignment]
     await proc.event("key", int, "k")  # type: ignore[call-overload]
+    await proc.race("step", proc.do("step", text, 5))  # type: ignore[arg-type]
+    raced = proc.event("raced", int)
+    outcome: str = (await proc.race("race", raced)).of(raced)  # type: ignore[assignment]
+    async with proc.timeout("text", "5"):  # type: ignore[arg-type]
+        print(outcome)
     for _ in proc.events("number", int):  # type: ignore[attr-defined]
         pass
     proc.id = "other"  # type: ignore[misc]
