@@ -364,8 +364,8 @@ SCENARIOS: dict[str, Callable[[World], Scenario]] = {
     make.__name__: make
     for make in (
         linear, compensated, cleaned_up, gathered, mapped, grouped, delayed, event_first,
-        event_later, event_never, stream, cursor, token, retried, given_up, step_timed_out, event_timed_out,
-        in_thread, two, spawned_twice, broken,
+        event_later, event_never, stream, cursor, token, retried, given_up, step_timed_out,
+        event_timed_out, in_thread, two, spawned_twice, broken,
     )
 }  # fmt: skip
 
