@@ -37,9 +37,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # One process, from its journal to its end.
     ("_lifecycle",),
     ("_run",),
-    ("_transaction",),
+    ("_transaction", "_heartbeat", "_once", "_report"),
     ("_steps", "_waits", "_variable", "_branch", "_durable_call"),
-    ("_plain_step", "_race", "_timeout"),
+    ("_plain_step", "_race", "_timeout", "_map"),
     ("_process_*",),
     ("_process",),
     ("_runner",),
@@ -61,6 +61,7 @@ FORBIDDEN_CALLS = {"eval", "exec", "__import__", "compile"}
 
 _USER_CLASS = "the class is the user's; whatever its code raises means that the value does not fit"
 _USER_ERROR = "an exception of the user's; looking at it must never raise another one"
+_ITEM = "the recorded failure of an item; the lowest is raised when all have ended"
 _CONTRACT = "a storage that raises what it may not fails the host; user code must never see it"
 
 BROAD_EXCEPTS: dict[tuple[str, str], str] = {
@@ -73,6 +74,9 @@ BROAD_EXCEPTS: dict[tuple[str, str], str] = {
     ("durabletask/_failure.py", "Failures._registered"): _USER_ERROR,
     ("durabletask/_failure.py", "_text"): _USER_ERROR,
     ("durabletask/_lease.py", "keep_renewed"): _CONTRACT,
+    ("durabletask/_map.py", "Map._pass_gate"): _ITEM,
+    ("durabletask/_map.py", "Map._unseal"): _ITEM,
+    ("durabletask/_map.py", "Map._run_item"): _ITEM,
     ("durabletask/_observe.py", "tell"): "an observer that raises is logged and fails no process",
     ("durabletask/_session.py", "Session._claim_for_ever"): _CONTRACT,
     (
