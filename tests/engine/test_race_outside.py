@@ -16,7 +16,7 @@ async def nop() -> None:
 
 @pytest.mark.parametrize("shape", ["race", "timeout", "both"])
 def test_cancel_meets_a_race_and_passes_a_timeout(shape: str) -> None:
-    """Rule 7: the race records the request, the timeout is left before its time; both runs agree."""
+    """Rule 7: the race records the request, the timeout is left in time; both runs agree."""
 
     @virtual
     async def body(world: World) -> None:
@@ -56,7 +56,7 @@ def test_cancel_meets_a_race_and_passes_a_timeout(shape: str) -> None:
 
 @virtual
 async def test_a_request_while_a_timeout_is_over(world: World) -> None:
-    """Rule 7: cancelled in the downtime in which the deadline passed: each is met once, the same."""
+    """Rule 7: cancelled after a downtime in which the deadline passed: each is met once."""
     seen: list[list[str]] = []
 
     async def process(proc: Process) -> None:
