@@ -167,12 +167,12 @@ class MemoryStorage:
         if any(self._busy[process_id] for process_id in touched):
             return Controlled(Refusal.BUSY)
         remember(process, control)
-        told: list[str | None] = []
+        told: list[str | None] = [process.process_id, *(each.process_id for each in descendants)]
+        ended = [each for each in (process, *descendants) if grant(each, control, now)]
+        for each in ended:  # all of them by now, so that none is told of another
+            told += self._kin.tell_parent(each, now)
         for each in (process, *descendants):
-            if grant(each, control, now):
-                told += self._kin.tell_parent(each, now)
             self._stirred(each)
-            told.append(each.process_id)
         self._hint(told)
         return Controlled(row=process.row())
 

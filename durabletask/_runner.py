@@ -62,7 +62,8 @@ async def execute(run: Run, definition: Definition) -> Ending | None:
     if run.quarantine_error is not None:
         ending = _set_aside(run, run.quarantine_error)
     elif run.outside is not None and run.outside.restart is not None:
-        await run.begin_anew()
+        if not await run.begin_anew():
+            run.outside.restart = None  # suspended meanwhile: it is given back as it is
         return None
     if ending is None or not await run.conclude(ending):
         return None
@@ -116,8 +117,13 @@ def _returned(run: Run, definition: Definition, value: object) -> Ending | None:
 
 
 def _warn_never_asked(run: Run) -> None:
-    if run.journal.unasked:
-        keys = [f"{held.kind.value} {held.key!r}" for held in run.journal.never_asked()]
+    if not run.journal.unasked:
+        return
+    # What was cancelled has no outcome to lose, and a task that a TaskGroup cancels before it has
+    # started never asks for it.
+    lost = [held for held in run.journal.never_asked() if held.form is not Form.CANCELLED]
+    if lost:
+        keys = [f"{held.kind.value} {held.key!r}" for held in lost]
         _log.warning(
             "process %s ended without asking for what it had recorded: %s%s. "
             "A renamed key runs its step again.",

@@ -127,7 +127,8 @@ class ProcessStorage(Protocol):
         A descendant is a process whose `parent` is the process, in its
         incarnation and whatever generation, and so on. A child that is spawned
         while the request to cancel its parent is pending is born with it.
-        Descendants are asked in the order of `list`.
+        Descendants are asked in the order of `list`, and have ended, if they
+        end, before any parent is told of it.
 
         A process that has an owner becomes news in that owner's next claim;
         asked to cancel, a parked one becomes claimable.
