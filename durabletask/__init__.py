@@ -5,7 +5,13 @@ from durabletask._clock import Clock, SystemClock
 from durabletask._durable_call import DurableCall, DurableWait
 from durabletask._handle import ProcessHandle
 from durabletask._host import ProcessHost
-from durabletask._info import CompensationInfo, HistoryEntry, ProcessInfo, WaitInfo
+from durabletask._info import (
+    CompensationInfo,
+    HistoryEntry,
+    ProcessInfo,
+    ProcessPage,
+    WaitInfo,
+)
 from durabletask._limits import Limits
 from durabletask._memory import MemoryStorage
 from durabletask._model import Status
@@ -34,6 +40,7 @@ __all__ = [
     "ProcessHandle",
     "ProcessHost",
     "ProcessInfo",
+    "ProcessPage",
     "RaceResult",
     "RetryPolicy",
     "Status",

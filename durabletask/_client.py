@@ -2,19 +2,30 @@
 
 import builtins
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from contextvars import ContextVar
+from datetime import datetime, timedelta
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import Any, Self, TypeVar, TypeVarTuple, overload
+from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, overload
 
+from durabletask._bulk import BulkCalls
+from durabletask._clock import Clock, SystemClock
 from durabletask._codec import Codec
-from durabletask._errors import (
-    InvalidArgumentError,
-    ProcessError,
-    ProcessExistsError,
+from durabletask._context import Travelling
+from durabletask._edge import (
+    ON_EXISTING,
+    EventObject,
+    OnExisting,
+    check_existing,
+    checked_tags,
+    event_of,
+    times_of,
 )
+from durabletask._errors import InvalidArgumentError, ProcessError
 from durabletask._failure import Failures
+from durabletask._filter import Filter, query_of
 from durabletask._handle import ProcessHandle
-from durabletask._info import HistoryEntry, ProcessInfo, Reader
+from durabletask._info import HistoryEntry, ProcessInfo, ProcessPage, Reader
 from durabletask._input import Signature
 from durabletask._limits import Limits, check_name
 from durabletask._model import (
@@ -23,14 +34,14 @@ from durabletask._model import (
     Ending,
     NewEvent,
     NewProcess,
-    Query,
+    Page,
     Snapshot,
-    Status,
 )
 from durabletask._process import Process
 from durabletask._refused import raise_busy, raise_refused, transactions_of
 from durabletask._registry import Registry
 from durabletask._repeat import repeat_unknown
+from durabletask._requests import Requests
 from durabletask._retry import RetryPolicy
 from durabletask._storage import ProcessStorage
 from durabletask._watch import Watch, unknown
@@ -42,8 +53,10 @@ F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 POLL_S = 0.9
 """So that an idle host asks its storage less than twice a second in all, renewals included."""
 
+LIST_PAGE = 100
 
-class ProcessClient:
+
+class ProcessClient(BulkCalls):
     """Spawns processes, raises events and looks at what there is, without running anything.
 
     Use it as an async context manager, so that waits for results end with it.
@@ -58,6 +71,8 @@ class ProcessClient:
         errors: Iterable[type[Exception]] = (),
         limits: Limits | None = None,
         poll_s: float = POLL_S,
+        clock: Clock | None = None,
+        context: Iterable[ContextVar[Any]] = (),
         random: Random | None = None,
     ) -> None:
         """Prepare a client; nothing is opened yet.
@@ -69,6 +84,8 @@ class ProcessClient:
             errors: Exception classes that come back as themselves.
             limits: What is let through; see `Limits`.
             poll_s: Longest time between two looks at the storage.
+            clock: Where time comes from, for what is given as a timedelta.
+            context: Context variables that travel with what is spawned here; see `ProcessHost`.
             random: Source of ids and jitter.
         """
         self.storage = storage
@@ -78,6 +95,9 @@ class ProcessClient:
         self.registry = Registry(self.codec, self.limits)
         self._random = random or SystemRandom()
         self._poll_s = poll_s
+        self._clock: Clock = clock or SystemClock()
+        self._travelling = Travelling(context, self.codec)
+        self._requests = Requests(storage, self._new_id)
         self._reader = Reader(self.codec.view, self.failures)
         self._watch = Watch(storage, poll_s, self._is_here)
         for fn in processes:
@@ -105,7 +125,11 @@ class ProcessClient:
     def process(self, fn: F) -> F: ...
     @overload
     def process(
-        self, *, name: str | None = None, retry: RetryPolicy | None = None
+        self,
+        *,
+        name: str | None = None,
+        retry: RetryPolicy | None = None,
+        concurrency: int | None = None,
     ) -> Callable[[F], F]: ...
     def process(
         self,
@@ -113,6 +137,7 @@ class ProcessClient:
         *,
         name: str | None = None,
         retry: RetryPolicy | None = None,
+        concurrency: int | None = None,
     ) -> F | Callable[[F], F]:
         """Register a process function; a decorator, with or without arguments.
 
@@ -121,6 +146,9 @@ class ProcessClient:
             name: Under which its processes are stored; the function's name if
                 not given. It must stay, for as long as such processes live.
             retry: For its steps that name no policy of their own.
+            concurrency: So many of its processes at most are in this host's
+                memory at once, those that wait included; the others stay
+                claimable for other hosts. None for no limit but that of all.
 
         Raises:
             RegistrationError: It is no process function, or the name is taken.
@@ -128,7 +156,7 @@ class ProcessClient:
 
         def register(fn: F) -> F:
             self._check_registering()
-            self.registry.add(fn, name, retry)
+            self.registry.add(fn, name, retry, concurrency)
             return fn
 
         return register if fn is None else register(fn)
@@ -141,6 +169,9 @@ class ProcessClient:
         process_id: str,
         *args: *Ts,
         tags: Mapping[str, str] | None = None,
+        start_at: datetime | timedelta | None = None,
+        deadline: datetime | timedelta | None = None,
+        on_existing: OnExisting = "return",
         connection: object | None = None,
     ) -> ProcessHandle[T]:
         """Create a process, durably, unless it exists.
@@ -153,13 +184,22 @@ class ProcessClient:
             process_id: 1 to 255 bytes of UTF-8 of your choice, such as "transfer/4711".
             *args: What the function takes after its `Process`.
             tags: Short texts to find it by.
+            start_at: Not before; aware, or from now on.
+            deadline: When it is cancelled unless it has ended; aware, or from
+                `start_at` on, or from now on without one.
+            on_existing: What becomes of the call where the id exists:
+                "return" the handle, if function and input are the same;
+                "error"; or "replace" it, if it has finished, by a new process
+                that has nothing of it.
             connection: Of yours, with an open transaction: the process is
                 created in it, and exists if and when you commit it. Then
                 whichever host claims it runs it. Only for storages in a
                 database that is yours as well, such as Postgres.
 
         Raises:
-            ProcessExistsError: The id belongs to another function or input.
+            ProcessExistsError: The id belongs to another function or input, or
+                to any process (`on_existing="error"`), or to one that has not
+                finished ("replace"); nothing was written.
             UnregisteredProcessError: `fn` is not registered.
             InvalidIdError, InvalidArgumentError, SerializationError,
             LimitExceededError: The id or the arguments cannot be stored.
@@ -173,13 +213,22 @@ class ProcessClient:
         definition = self.registry.of(fn)
         payload, digest = definition.signature.encode(process_id, args)
         digest = f"{definition.name}:{digest}"
+        if on_existing not in ON_EXISTING:
+            raise InvalidArgumentError(
+                f"on_existing is {on_existing!r}", hint="one of " + ", ".join(ON_EXISTING)
+            )
+        starts, ends = times_of(start_at, deadline, self._now())
         process = NewProcess(
             process_id=process_id,
             name=definition.name,
             input=payload,
             input_digest=digest,
             creation_id=self._new_id(),
-            tags=_checked_tags(tags),
+            replace=on_existing == "replace",
+            start_at=starts,
+            deadline_at=ends,
+            tags=checked_tags(tags),
+            context=self._travelling.capture(),
         )
 
         async def create() -> Created:
@@ -192,14 +241,8 @@ class ProcessClient:
         else:
             created = await transactions_of(self.storage).create_in(connection, process)
             raise_busy(process_id, created)
-        row = created.row
-        if row is not None and not created.fresh and row.input_digest != digest:
-            what = "input" if row.name == definition.name else f"function, {row.name!r}"
-            raise ProcessExistsError(
-                process_id,
-                f"process {process_id!r} exists already with another {what}",
-                hint="one id is one piece of work: use another id, or purge the old process",
-            )
+        if created.row is not None and not created.fresh:
+            check_existing(created.row, definition.name, digest, on_existing)
         return ProcessHandle(self, process_id, definition.signature.returns)
 
     @overload
@@ -224,10 +267,29 @@ class ProcessClient:
         shape = Signature(fn_or_id, self.codec, self.limits).returns
         return ProcessHandle(self, check_name("process_id", process_id), shape)
 
+    @overload
     async def raise_event(
         self,
         process_id: str,
         name: str,
+        payload: object = None,
+        *,
+        event_id: str | None = None,
+        connection: object | None = None,
+    ) -> None: ...
+    @overload
+    async def raise_event(
+        self,
+        process_id: str,
+        name: EventObject,
+        *,
+        event_id: str | None = None,
+        connection: object | None = None,
+    ) -> None: ...
+    async def raise_event(
+        self,
+        process_id: str,
+        name: str | EventObject,
         payload: object = None,
         *,
         event_id: str | None = None,
@@ -239,7 +301,9 @@ class ProcessClient:
 
         Args:
             process_id: The process.
-            name: What `proc.event(name)` asks for.
+            name: What `proc.event(name)` asks for. Or, without `payload`, an
+                object of the class that `proc.event(cls)` asks for; the name
+                of the event is that of the class.
             payload: Any value with an exact JSON form; a dataclass and the
                 like is stored as its fields and comes back as what the
                 receiver's `type=` says.
@@ -259,7 +323,7 @@ class ProcessClient:
         """
         self._check_usable()
         check_name("process_id", process_id)
-        check_name("event name", name)
+        name, payload = event_of(name, payload)
         event_id = self._new_id() if event_id is None else check_name("event_id", event_id)
         event = NewEvent(
             process_id=process_id,
@@ -285,39 +349,51 @@ class ProcessClient:
         self._delivered(process_id, answer)
 
     async def list(
-        self,
-        *,
-        status: Status | str | Iterable[Status | str] | None = None,
-        name: str | None = None,
-        prefix: str | None = None,
-        tags: Mapping[str, str] | None = None,
+        self, *, limit: int | None = None, **filter: Unpack[Filter]
     ) -> AsyncIterator[ProcessInfo]:
         """Iterate over processes in order of creation; every filter given must match.
 
+        However many there are, one page of them is in memory at once. One that
+        exists throughout comes once.
+
         Args:
-            status: One or several.
-            name: Of the process function.
-            prefix: Of the process_id.
-            tags: All of them must be there, with these values.
+            limit: So many at most, or all.
+            **filter: `status` (one or several), `name` of the process
+                function, `prefix` of the process_id, `tags` (all of them, with
+                these values), `created_from` and `created_until`,
+                `finished_from` and `finished_until` (aware; the first is
+                included, the second not), `parent` (its id).
+
+        Raises:
+            InvalidArgumentError, InvalidIdError: The filter means nothing.
         """
-        self._check_usable()
-        statuses = None if status is None else _checked_statuses(status)
         cursor: str | None = None
-        while True:
-            page = await self.storage.list(
-                Query(
-                    statuses=statuses,
-                    name=name,
-                    prefix=prefix,
-                    tags=_checked_tags(tags),
-                    cursor=cursor,
-                )
-            )
+        while limit is None or limit > 0:
+            page = await self._page(filter, min(limit or LIST_PAGE, LIST_PAGE), cursor)
             for row in page.rows:
                 yield self._reader.info(row, self.registry, None)
             cursor = page.cursor
             if cursor is None:
                 return
+            limit = None if limit is None else limit - len(page.rows)
+
+    async def list_page(
+        self, *, cursor: str | None = None, limit: int = LIST_PAGE, **filter: Unpack[Filter]
+    ) -> ProcessPage:
+        """Return one page of what `list` gives, for user interfaces that page.
+
+        Args:
+            cursor: Of the page before, with the same filter; None for the first.
+            limit: At most so many, 1 to 1,000. A page may have fewer although
+                it is not the last one.
+            **filter: As for `list`.
+
+        Raises:
+            InvalidArgumentError, InvalidIdError: The filter, limit or cursor means nothing.
+        """
+        page = await self._page(filter, limit, cursor)
+        infos = tuple(self._reader.info(row, self.registry, None) for row in page.rows)
+        return ProcessPage(infos, page.cursor)
 
     # --- for handles ------------------------------------------------------------------------
 
@@ -347,6 +423,10 @@ class ProcessClient:
     def _is_here(self, process_id: str) -> bool:
         return False
 
+    def _now(self) -> datetime:
+        """Return the storage's time, as well as it is known."""
+        return self._clock.now()
+
     def _check_usable(self) -> None:
         """Raise if the client cannot be used now."""
 
@@ -354,6 +434,10 @@ class ProcessClient:
         """Raise if no function can be registered now."""
 
     # --- inside -----------------------------------------------------------------------------
+
+    async def _page(self, filter: Filter, limit: int, cursor: str | None) -> Page:
+        self._check_usable()
+        return await self.storage.list(query_of(filter, limit, cursor))
 
     async def _read(self, process_id: str) -> Snapshot:
         self._check_usable()
@@ -364,19 +448,3 @@ class ProcessClient:
 
     def _new_id(self) -> str:
         return f"{self._random.getrandbits(128):032x}"
-
-
-def _checked_statuses(status: Status | str | Iterable[Status | str]) -> frozenset[Status]:
-    try:
-        return frozenset(Status(one) for one in ((status,) if isinstance(status, str) else status))
-    except ValueError as problem:
-        raise InvalidArgumentError(
-            str(problem), hint="one or several of " + ", ".join(Status)
-        ) from None
-
-
-def _checked_tags(tags: Mapping[str, str] | None) -> dict[str, str]:
-    return {
-        check_name("tag", key): check_name(f"tag {key!r}", value)
-        for key, value in (tags or {}).items()
-    }

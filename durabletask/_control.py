@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from durabletask._errors import ProcessCancelledError
+from durabletask._codec import Shape
+from durabletask._errors import ProcessCancelledError, ProcessTerminatedError
 from durabletask._failure import Failures
 from durabletask._model import Action, Control, Ending, Form, Status
 from durabletask._notes import TerminatedNote, encode
@@ -53,6 +54,15 @@ def to_suspend(process_id: str, request_id: str, reason: str | None) -> Control:
 def to_resume(process_id: str, request_id: str) -> Control:
     """Return the request to let a suspended process go on."""
     return Control(process_id=process_id, action=Action.RESUME, request_id=request_id)
+
+
+def terminated(process_id: str, ending: Ending, view: Shape) -> ProcessTerminatedError:
+    """Return what tells that a process was ended from outside, with what was given as output."""
+    note = msgspec.json.decode(ending.payload, type=TerminatedNote)
+    text = f": {note.reason}" if note.reason else ""
+    error = ProcessTerminatedError(process_id, f"process {process_id!r} was terminated{text}")
+    error.output = view.decode(bytes(note.output))
+    return error
 
 
 def text_of(reason: bytes | None) -> str | None:

@@ -2,13 +2,42 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
-from durabletask._errors import InvalidArgumentError, InvalidIdError
+import msgspec
+
+from durabletask._errors import InvalidArgumentError, InvalidIdError, ProcessExistsError
 from durabletask._limits import check_name
+from durabletask._model import ProcessRow
+from durabletask._transitions import FINISHED
 
 RESERVED = "durabletask:"
 """How no name of a user's event may begin."""
+
+OnExisting = Literal["return", "error", "replace"]
+"""What becomes of a spawn whose id exists."""
+
+ON_EXISTING: tuple[str, ...] = get_args(OnExisting)
+
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class _Attrs(Protocol):
+    __attrs_attrs__: ClassVar[Any]
+
+
+class _Pydantic(Protocol):
+    __pydantic_validator__: ClassVar[Any]
+
+
+class _NamedTuple(Protocol):
+    _fields: ClassVar[tuple[str, ...]]
+
+
+EventObject = _Dataclass | msgspec.Struct | _Attrs | _Pydantic | _NamedTuple
+"""An object whose class is an event: name and type in one."""
 
 
 def checked_tags(tags: Mapping[str, str] | None) -> dict[str, str]:
@@ -44,13 +73,63 @@ def moment_of(what: str, moment: datetime | timedelta | None, now: datetime) -> 
         raise InvalidArgumentError(f"{what} is {moment}, which leaves the calendar") from None
 
 
+def times_of(
+    start_at: datetime | timedelta | None, deadline: datetime | timedelta | None, now: datetime
+) -> tuple[datetime | None, datetime | None]:
+    """Return when a process begins at the earliest, and when it is cancelled at the latest.
+
+    Raises:
+        InvalidArgumentError: One is no moment, or it would be over before it could begin.
+    """
+    begins = moment_of("start_at", start_at, now)
+    ends = moment_of("deadline", deadline, begins or now)
+    is_never = ends is not None and begins is not None and ends <= begins
+    if is_never or (isinstance(deadline, timedelta) and deadline <= timedelta(0)):
+        raise InvalidArgumentError(
+            f"deadline {deadline!r} is not after the start, {begins or 'now'}",
+            hint="a timedelta is counted from start_at on, or from now on without one",
+        )
+    return begins, ends
+
+
+def check_existing(row: ProcessRow, name: str, digest: str, on_existing: str) -> None:
+    """Raise unless a spawn may return the process that exists already.
+
+    Raises:
+        ProcessExistsError: It may not; nothing was written.
+    """
+    process_id = row.process_id
+    if on_existing == "error":
+        raise ProcessExistsError(process_id, f"process {process_id!r} exists already")
+    if on_existing == "replace" and row.status not in FINISHED:
+        raise ProcessExistsError(
+            process_id,
+            f"process {process_id!r} is {row.status.value}, and only a finished one is replaced",
+            hint="terminate it first, or wait for its result",
+        )
+    if row.input_digest != digest:
+        what = "input" if row.name == name else f"function, {row.name!r}"
+        raise ProcessExistsError(
+            process_id,
+            f"process {process_id!r} exists already with another {what}",
+            hint="one id is one piece of work: use another id, or purge the old process",
+        )
+
+
 def event_name(name: object) -> str:
     """Return a name as it is, or the one that a class of events goes by.
 
     Raises:
         InvalidIdError: It cannot name an event.
     """
-    text = check_name("event name", name.__name__ if isinstance(name, type) else name)
+    if isinstance(name, type):
+        if name.__module__ == "builtins":
+            raise InvalidArgumentError(
+                f"{name.__name__} is no class of events",
+                hint='a dataclass or the like; or a name: event("number", int)',
+            )
+        name = name.__name__
+    text = check_name("event name", name)
     if text.startswith(RESERVED):
         raise InvalidIdError(f"event name {text!r} begins with {RESERVED!r}, which is the engine's")
     return text
@@ -65,6 +144,8 @@ def event_of(name: object, payload: object = None) -> tuple[str, Any]:
     """
     if isinstance(name, str):
         return event_name(name), payload
+    if type(name).__module__ == "builtins" and not isinstance(name, type):
+        check_name("event name", name)  # which it cannot be
     if payload is not None or isinstance(name, type):
         raise InvalidArgumentError(
             f"an event is a name and a payload, or one object; not {name!r} and {payload!r}",

@@ -162,7 +162,8 @@ class ProcessTerminatedError(ProcessError):
     """The process was ended from outside, without any more of its code being run.
 
     Attributes:
-        output: What was given as its output, as plain JSON values; None in a parent.
+        output: What was given as its output, as plain JSON values; None in a parent
+            that waits for it.
     """
 
     output: object = None

@@ -2,10 +2,17 @@
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from durabletask._codec import Shape
-from durabletask._errors import ProcessFailedError, ProcessQuarantinedError, StepError
+from durabletask._control import terminated
+from durabletask._edge import EventObject
+from durabletask._errors import (
+    ProcessCancelledError,
+    ProcessFailedError,
+    ProcessQuarantinedError,
+    StepError,
+)
 from durabletask._failure import Failures
 from durabletask._info import HistoryEntry, ProcessInfo
 from durabletask._model import Ending, Status
@@ -42,6 +49,8 @@ class ProcessHandle(Generic[T]):
 
         Raises:
             ProcessFailedError: The function raised; `__cause__` is the recorded error.
+            ProcessCancelledError: It was cancelled, and its function let that pass.
+            ProcessTerminatedError: It was ended from outside; with `output`.
             ProcessQuarantinedError: The process is set aside; fix the code first.
             UnknownProcessError: There is no such process.
             DecodeError: The result does not fit the function's return annotation.
@@ -50,6 +59,8 @@ class ProcessHandle(Generic[T]):
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         async with asyncio.timeout(seconds):
             ending = await self._client.wait_ended(self._id)
+        if ending.status is Status.TERMINATED:
+            raise terminated(self._id, ending, self._client.codec.view)
         value: T = outcome(self._id, ending, self._shape, self._client.failures)
         return value
 
@@ -70,9 +81,26 @@ class ProcessHandle(Generic[T]):
         """
         return await self._client.history(self._id)
 
+    @overload
     async def raise_event(
         self,
         name: str,
+        payload: object = None,
+        *,
+        event_id: str | None = None,
+        connection: object | None = None,
+    ) -> None: ...
+    @overload
+    async def raise_event(
+        self,
+        name: EventObject,
+        *,
+        event_id: str | None = None,
+        connection: object | None = None,
+    ) -> None: ...
+    async def raise_event(
+        self,
+        name: Any,
         payload: object = None,
         *,
         event_id: str | None = None,
@@ -82,6 +110,119 @@ class ProcessHandle(Generic[T]):
         await self._client.raise_event(
             self._id, name, payload, event_id=event_id, connection=connection
         )
+
+    # --- control ----------------------------------------------------------------------------
+
+    async def cancel(self, reason: str | None = None) -> None:
+        """Ask the process, and every unfinished process below it, to cancel itself; durable.
+
+        Cooperative: all its open waits raise ProcessCancelledError, once and
+        recorded; a step in flight is let finish. The function may undo, end, or
+        catch it and go on. One that was never started ends at once. A process
+        that undoes its steps already finishes that; one that was asked
+        before is not asked again.
+
+        Args:
+            reason: At most 16 Ki characters; the message of the error.
+
+        Raises:
+            UnknownProcessError: There is no such process.
+            ProcessFinishedError: It has ended; nothing was written.
+            ProcessBusyError: Another open transaction holds it; try again.
+            StorageUnavailableError: Nothing was written; try again.
+            StorageUnknownError: The answer was lost; try again.
+        """
+        await self._client.cancel_one(self._id, reason)
+
+    async def terminate(self, reason: str | None = None, *, output: object = None) -> None:
+        """End the process and every unfinished process below it, without running their code.
+
+        Nothing is undone. A step in flight may still have its effect; it is
+        not recorded.
+
+        Args:
+            reason: At most 16 Ki characters; in the message of the error that
+                `result()` raises.
+            output: A value with an exact JSON form, for whoever asks for the result.
+
+        Raises:
+            UnknownProcessError, ProcessFinishedError, ProcessBusyError,
+            StorageUnavailableError, StorageUnknownError: As for `cancel`. One
+                that was terminated before stays as it is, without an error.
+            SerializationError: The output has no exact JSON form; nothing was written.
+        """
+        await self._client.terminate_one(self._id, reason, output)
+
+    async def suspend(self, reason: str | None = None) -> None:
+        """Let the process rest until `resume`: nothing of it runs, its events gather.
+
+        A step in flight is let finish and recorded. Waits that fall due
+        meanwhile are over when it is resumed. `cancel` takes effect then too;
+        `terminate` at once.
+
+        Args:
+            reason: At most 16 Ki characters; shown in `info()`. A second one
+                changes nothing.
+
+        Raises:
+            ProcessStateError: It is quarantined.
+            UnknownProcessError, ProcessFinishedError, ProcessBusyError,
+            StorageUnavailableError, StorageUnknownError: As for `cancel`.
+        """
+        await self._client.suspend_one(self._id, reason)
+
+    async def resume(self) -> None:
+        """Let a suspended process go on; one that is not suspended stays as it is.
+
+        Raises:
+            UnknownProcessError, ProcessFinishedError, ProcessBusyError,
+            StorageUnavailableError, StorageUnknownError: As for `cancel`.
+        """
+        await self._client.resume_one(self._id)
+
+    async def retry(self, *, from_key: str | None = None) -> None:
+        """Let a failed or quarantined process go on, mostly after its code was mended.
+
+        Put aside is only the outcome whose error ended it: what succeeded, and
+        the failures that it handled, are recalled. Where that was the failure
+        of a child, the child is retried as well. Once it was decided to undo,
+        a retry goes on with that: failed undos run again. A quarantined
+        process goes on with everything it has. What is put aside stays in
+        `history()`, as `forgotten`.
+
+        Args:
+            from_key: Put aside everything recorded from the first record of
+                this key on, in the order of `history()`; variables set since
+                begin with their defaults again, transactions are made again.
+
+        Raises:
+            ProcessStateError: It has neither failed nor is it quarantined, or
+                nothing is left to undo; nothing was written.
+            InvalidArgumentError: It has recorded nothing under `from_key`.
+            UnknownProcessError: There is no such process.
+            ProcessBusyError, StorageUnavailableError, StorageUnknownError: As for `cancel`.
+            StorageCorruptError: Its history is damaged.
+        """
+        await self._client.retry_one(self._id, from_key)
+
+    async def purge(self, *, recursive: bool = True) -> int:
+        """Remove the finished process with everything of it, for good.
+
+        Args:
+            recursive: Whether the finished processes below it go too; one that
+                has not finished stays, with everything below it.
+
+        Returns:
+            How many processes were removed.
+
+        Raises:
+            ProcessStateError: It has not finished; nothing was written.
+            UnknownProcessError: There is no such process.
+            ProcessBusyError: Another open transaction holds it, or a host a
+                terminated one; try again.
+            StorageUnavailableError, StorageUnknownError: As for `cancel`.
+        """
+        return await self._client.purge_one(self._id, recursive=recursive)
 
 
 def outcome(process_id: str, ending: Ending, shape: Shape, failures: Failures) -> Any:
@@ -96,6 +237,8 @@ def outcome(process_id: str, ending: Ending, shape: Shape, failures: Failures) -
             f"process {process_id!r} is quarantined: {error}",
             hint="nothing was compensated and nothing is lost; it can go on after the fix",
         ) from error
+    if ending.status is Status.CANCELLED and isinstance(error, ProcessCancelledError):
+        raise error
     step = error if isinstance(error, StepError) else None
     raise ProcessFailedError(
         process_id,

@@ -5,7 +5,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextvars import ContextVar
+from datetime import datetime, timedelta
 from enum import StrEnum
 from random import Random
 from types import TracebackType
@@ -13,7 +15,7 @@ from typing import Any, Self
 
 from durabletask._callable import Callables
 from durabletask._client import POLL_S, ProcessClient
-from durabletask._clock import Clock, SystemClock
+from durabletask._clock import Clock
 from durabletask._errors import (
     HostStateError,
     LeaseLostError,
@@ -24,6 +26,7 @@ from durabletask._limits import Limits
 from durabletask._model import Created, Delivered, NewProcess
 from durabletask._observe import Observer
 from durabletask._repeat import BACKOFF_MAX_S, BACKOFF_MIN_S, MAY_PASS, loudness
+from durabletask._retention import Retention
 from durabletask._retry import RetryPolicy
 from durabletask._session import CLOSE_S, Config, Session
 from durabletask._storage import ProcessStorage
@@ -62,6 +65,8 @@ class ProcessHost(ProcessClient):
         clock: Clock | None = None,
         drain_s: float = DRAIN_S,
         poll_s: float = POLL_S,
+        context: Iterable[ContextVar[Any]] = (),
+        retention: timedelta | Mapping[str, timedelta] | None = None,
         random: Random | None = None,
     ) -> None:
         """Prepare a host; nothing is opened and nothing runs yet.
@@ -78,7 +83,18 @@ class ProcessHost(ProcessClient):
             clock: Where time comes from.
             drain_s: How long `stop` lets steps in flight finish.
             poll_s: Longest time between two looks at a storage that others write to.
+            context: Context variables that travel: what they hold where a
+                process is spawned, here or in a process, they hold in its
+                function, after resumes and on other hosts that name them too.
+                Each is known by its name; not set there is not set here.
+            retention: How long what has finished is kept, for all processes or
+                by the names of their functions; then it is purged, in the
+                background, if this host runs. None keeps everything.
             random: Source of ids and jitter.
+
+        Raises:
+            InvalidArgumentError: A retention is not above zero, or two
+                variables have one name.
         """
         super().__init__(
             storage,
@@ -87,9 +103,10 @@ class ProcessHost(ProcessClient):
             errors=errors,
             limits=limits,
             poll_s=poll_s,
+            clock=clock,
+            context=context,
             random=random,
         )
-        self._clock: Clock = clock or SystemClock()
         self._drain_s = drain_s
         self._config = Config(
             storage=storage,
@@ -104,8 +121,10 @@ class ProcessHost(ProcessClient):
             observers=tuple(observers),
             label=label or f"{socket.gethostname()}:{os.getpid()}",
             poll_s=poll_s,
+            travelling=self._travelling,
             on_left=self._watch.tell,
         )
+        self._retention = Retention(self._requests, retention, self._random)
         self._state = _State.NEW
         self._session: Session | None = None
         self._failure: Exception | None = None
@@ -146,6 +165,7 @@ class ProcessHost(ProcessClient):
             raise
         self._state = _State.RUNNING
         self._supervisor = asyncio.create_task(self._supervise(), name="durabletask host")
+        self._retention.begin(self._now)
 
     async def stop(self, drain_s: float | None = None) -> None:
         """Stop: begin nothing more, let steps in flight be recorded, give everything back.
@@ -193,6 +213,7 @@ class ProcessHost(ProcessClient):
     async def _stop(self, drain_s: float) -> None:
         before, self._state = self._state, _State.STOPPING
         self._stop_asked.set()
+        await self._retention.close()
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.wait([self._supervisor])
@@ -258,7 +279,10 @@ class ProcessHost(ProcessClient):
         if self._session is None:
             return await super()._create(process)
         try:
-            return await self._session.create(process)
+            with self._session.places.held(process.name) as is_there_room:
+                if not is_there_room:  # it waits in the storage, for whoever has room first
+                    return await super()._create(process)
+                return await self._session.create(process)
         except (LeaseLostError, StorageRewoundError, HostStateError):
             # Between two sessions, or at the end of one: the creation needs no lease.
             self._check_usable()
@@ -272,6 +296,9 @@ class ProcessHost(ProcessClient):
             and answer.owner == session.lease.host_id
         ):
             session.deliver(process_id, answer.event)
+
+    def _now(self) -> datetime:
+        return self._clock.now() if self._session is None else self._session.now()
 
     def _is_here(self, process_id: str) -> bool:
         return self._session is not None and process_id in self._session.runs

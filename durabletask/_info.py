@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 
 from durabletask._codec import Shape
-from durabletask._errors import DecodeError
+from durabletask._control import terminated, text_of
+from durabletask._errors import DecodeError, ProcessTerminatedError
 from durabletask._failure import Failures
 from durabletask._model import (
     NO_INDEX,
     Checkpoint,
-    Ending,
     Event,
     Form,
     Kind,
@@ -21,7 +21,15 @@ from durabletask._model import (
     Snapshot,
     Status,
 )
-from durabletask._notes import CancelNote, DecisionNote, EventNote, ReportNote, RetryNote, WaitNote
+from durabletask._notes import (
+    CallNote,
+    CancelNote,
+    DecisionNote,
+    EventNote,
+    ReportNote,
+    RetryNote,
+    WaitNote,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +37,13 @@ class WaitInfo:
     """What a process waits for.
 
     Attributes:
-        kind: "event", "delay", "race" or "retry"; "timeout" for an open `proc.timeout`.
+        kind: "event", "delay", "race", "call" (a child) or "retry"; "timeout" for an open
+            `proc.timeout`.
         key: Of the durable call.
-        name: Of the event, or None.
+        name: Of the event, or the id of the child; else None.
         due_at: When the wait is over by itself, if ever.
         branches: What a race waits for, in order; of nested races what is in them.
+        attempts: Of a "retry": how many have failed.
     """
 
     kind: str
@@ -42,6 +52,7 @@ class WaitInfo:
     name: str | None
     due_at: datetime | None
     branches: tuple["WaitInfo", ...] = ()
+    attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +76,17 @@ class ProcessInfo:
     """One process.
 
     Attributes:
-        result: What the function returned, as plain JSON values; None until it is completed.
+        epoch: How often hosts have taken it, a retry counted too.
+        updated_at: When it was last recorded how it stands, or something was asked of it.
+        start_at, deadline_at: As given to `spawn`.
+        parent: Id of the process that spawned it, or None.
+        deaths: How many hosts in a row have died with it, nothing being recorded in between.
+        cancel_requested: Whether somebody has asked it to cancel itself, or its deadline has.
+        cancel_met: Whether it has met that, by an error in its function.
+        cancel_reason: What was said with it, or None.
+        suspend_reason: What was said with the suspension; None unless it is suspended.
+        result: What the function returned, or the output of what was terminated, as plain
+            JSON values; else None.
         error: What ended or quarantined it, or None.
         waits: Only from `handle.info()`; a listing leaves it empty.
         progress: What `proc.report` told last, as plain JSON values; None if nothing, and
@@ -95,6 +116,26 @@ class ProcessInfo:
     reason: str | None = None
     compensation: CompensationInfo | None = None
     progress: Any = None
+    start_at: datetime | None = None
+    deadline_at: datetime | None = None
+    parent: str | None = None
+    deaths: int = 0
+    cancel_requested: bool = False
+    cancel_met: bool = False
+    cancel_reason: str | None = None
+    suspend_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPage:
+    """A part of a listing.
+
+    Attributes:
+        cursor: For the next page, with the same filter; None on the last one.
+    """
+
+    processes: tuple[ProcessInfo, ...]
+    cursor: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +153,7 @@ class HistoryEntry:
         attempts: Of a "retry": how many have failed.
         at: When it was recorded.
         epoch: The ownership in which it was recorded; 0 for an event.
+        forgotten: Whether a retry has put it aside, so that the process does not recall it.
     """
 
     kind: str
@@ -124,6 +166,7 @@ class HistoryEntry:
     epoch: int
     attempts: int = 0
     errors: tuple[Exception, ...] = field(default=())
+    forgotten: bool = False
 
 
 class Reader:
@@ -136,9 +179,7 @@ class Reader:
     def info(self, row: ProcessRow, known: Iterable[str], snapshot: Snapshot | None) -> ProcessInfo:
         """Describe a process; `known` are the names of the functions at hand."""
         ending = row.ending
-        reason = None
-        if ending is None and row.owner is None and row.name not in known:
-            reason = f"no process function named {row.name!r} is registered on this host"
+        error = self._error(row)
         return ProcessInfo(
             id=row.process_id,
             name=row.name,
@@ -153,12 +194,20 @@ class Reader:
             wake_at=row.wake_at,
             tags=dict(row.tags),
             host=row.owner_label,
-            result=self._plain(ending.payload) if ending and ending.form is Form.VALUE else None,
-            error=self._error(ending),
+            result=self._result(row, error),
+            error=error,
             waits=() if snapshot is None or ending else tuple(open_waits(snapshot.checkpoints)),
-            reason=reason,
+            reason=_why_it_rests(row, known),
             compensation=None if snapshot is None else self._compensation(snapshot),
             progress=None if snapshot is None else self._progress(snapshot),
+            start_at=row.start_at,
+            deadline_at=row.deadline_at,
+            parent=None if row.parent is None else row.parent.process_id,
+            deaths=row.deaths,
+            cancel_requested=row.cancel_reason is not None,
+            cancel_met=row.cancel_met,
+            cancel_reason=text_of(row.cancel_reason),
+            suspend_reason=text_of(row.suspend_reason),
         )
 
     def _progress(self, snapshot: Snapshot) -> Any:
@@ -197,11 +246,12 @@ class Reader:
         """Describe a history, checkpoints and events in the order they were recorded."""
         # Events first: one that is taken in the instant of its arrival was raised before.
         entries = [self._event(event) for event in snapshot.events]
-        entries += [self._checkpoint(checkpoint) for checkpoint in snapshot.checkpoints]
+        entries += [self._checkpoint(held, forgotten=True) for held in snapshot.forgotten]
+        entries += [self._checkpoint(held) for held in snapshot.checkpoints]
         entries.sort(key=lambda entry: entry.at)
         return entries
 
-    def _checkpoint(self, held: Checkpoint) -> HistoryEntry:
+    def _checkpoint(self, held: Checkpoint, *, forgotten: bool = False) -> HistoryEntry:
         value: Any = None
         error: Exception | None = None
         errors: tuple[Exception, ...] = ()
@@ -220,6 +270,11 @@ class Reader:
             value = [key for key, _ in decision.undos]
         elif held.kind is Kind.REPORT:
             value = self._reported(held)
+        elif held.kind is Kind.CALL:
+            ended = msgspec.json.decode(held.payload, type=CallNote)
+            is_value = ended.status in (Status.COMPLETED, Status.TERMINATED)
+            value = self._plain(bytes(ended.payload)) if is_value else None
+            error = None if is_value else self._failures.view(bytes(ended.payload))
         elif held.kind is Kind.EVENT:
             value = self._plain(bytes(msgspec.json.decode(held.payload, type=EventNote).payload))
         else:
@@ -228,7 +283,7 @@ class Reader:
             raise DecodeError(f"the record under {held.key!r} has no time")
         return HistoryEntry(
             held.kind.value, held.key, held.index, held.form.value, value, error, held.at,
-            held.epoch, attempts, errors,
+            held.epoch, attempts, errors, forgotten,
         )  # fmt: skip
 
     def _event(self, event: Event) -> HistoryEntry:
@@ -237,13 +292,36 @@ class Reader:
             "raised", event.name, event.position, Form.VALUE.value, value, None, event.at, 0
         )
 
-    def _error(self, ending: Ending | None) -> Exception | None:
+    def _error(self, row: ProcessRow) -> Exception | None:
+        ending = row.ending
+        if ending is not None and ending.status is Status.TERMINATED:
+            return terminated(row.process_id, ending, self._view)
         if ending is None or ending.form is not Form.ERROR:
             return None
         return self._failures.view(ending.payload)
 
+    def _result(self, row: ProcessRow, error: Exception | None) -> Any:
+        if isinstance(error, ProcessTerminatedError):
+            return error.output
+        ending = row.ending
+        return self._plain(ending.payload) if ending and ending.form is Form.VALUE else None
+
     def _plain(self, payload: bytes) -> Any:
         return self._view.decode(payload)
+
+
+def _why_it_rests(row: ProcessRow, known: Iterable[str]) -> str | None:
+    """Return why a process does not run although it has not ended."""
+    if row.ending is not None or row.owner is not None:
+        return None
+    if row.status is Status.SUSPENDED:
+        said = text_of(row.suspend_reason)
+        return f"it is suspended: {said}" if said else "it is suspended"
+    if row.name not in known:
+        return f"no process function named {row.name!r} is registered on this host"
+    if row.start_at is not None and row.epoch == 0:
+        return f"it is not to start before {row.start_at}"
+    return None
 
 
 _NO_OUTCOME = frozenset({Kind.VAR, Kind.REPORT, Kind.START, Kind.HEARTBEAT})
@@ -262,10 +340,11 @@ def open_waits(checkpoints: Iterable[Checkpoint]) -> Iterator[WaitInfo]:
                 WaitInfo(each.kind.value, each.path[-1], NO_INDEX, each.name or None, each.due_at)
                 for each in note.branches
             )
-            waits[slot] = WaitInfo(kind, *slot, note.name or None, note.due_at, branches)
+            name = note.name or note.child or None
+            waits[slot] = WaitInfo(kind, *slot, name, note.due_at, branches)
         elif held.kind is Kind.RETRY:
-            due_at = msgspec.json.decode(held.payload, type=RetryNote).due_at
-            waits[slot] = WaitInfo("retry", *slot, None, due_at)
+            tries = msgspec.json.decode(held.payload, type=RetryNote)
+            waits[slot] = WaitInfo("retry", *slot, None, tries.due_at, attempts=tries.attempts)
         elif held.kind is Kind.DECISION:
             waits.clear()  # nobody waits for them any more
         elif held.kind not in _NO_OUTCOME:

@@ -195,7 +195,7 @@ class ChildCalls(Calls):
             tags=checked_tags(tags),
             start_at=moment_of("start_at", start_at, run.services.now()),
             deadline_at=moment_of("deadline", deadline, run.services.now()),
-            context=None,
+            context=run.services.travelling.capture(),
         )
 
 

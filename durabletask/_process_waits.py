@@ -12,6 +12,7 @@ import durabletask._waits as _waits
 from durabletask._branch import Branches, DelayBranch, EventBranch
 from durabletask._codec import ANY, Shape
 from durabletask._durable_call import Calls, DurableWait, checked_seconds
+from durabletask._edge import event_name
 from durabletask._errors import InvalidArgumentError
 from durabletask._limits import check_name
 from durabletask._model import NO_INDEX, Kind
@@ -98,11 +99,15 @@ class WaitCalls(Calls):
     ) -> DurableWait[T]: ...
     @overload
     def event(
+        self, name: type[T], *, key: str | None = None, timeout: timedelta | float | None = None
+    ) -> DurableWait[T]: ...
+    @overload
+    def event(
         self, name: str, *, key: str | None = None, timeout: timedelta | float | None = None
     ) -> DurableWait[Any]: ...
     def event(
         self,
-        name: str,
+        name: Any,
         type: Any = ANY,
         *,
         key: str | None = None,
@@ -112,6 +117,8 @@ class WaitCalls(Calls):
 
         Args:
             name: Of the event. Events raised before the wait are kept for it.
+                Or a class, which is name and type in one: the event is named
+                as the class is, `raise_event(Approved(by="x"))` raises it.
             type: What its payload is to be decoded to.
             key: Names the call within the process; the event's name if not
                 given, so a second wait for the same name needs its own.
@@ -121,7 +128,7 @@ class WaitCalls(Calls):
         Raises:
             EventTimeoutError: Recorded: later runs meet it too.
         """
-        check_name("event name", name)
+        name, type = _named(name, type)
         shape = self._run.services.codec.shape(type)
         limit = (
             None if timeout is None else timedelta(seconds=checked_seconds("timeout", timeout, 0.0))
@@ -134,16 +141,18 @@ class WaitCalls(Calls):
     @overload
     def events(self, name: str, type: type[T]) -> EventStream[T]: ...
     @overload
+    def events(self, name: type[T]) -> EventStream[T]: ...
+    @overload
     def events(self, name: str) -> EventStream[Any]: ...
-    def events(self, name: str, type: Any = ANY) -> EventStream[Any]:
+    def events(self, name: Any, type: Any = ANY) -> EventStream[Any]:
         """Iterate over all events of a name, for ever; leave the loop with `break`.
 
         Each is taken as by `event`, under the name and a generated index, so
-        one process has one such loop per name.
+        one process has one such loop per name. A class is name and type in
+        one, as for `event`.
         """
-        return EventStream(
-            self._run, check_name("event name", name), self._run.services.codec.shape(type)
-        )
+        name, type = _named(name, type)
+        return EventStream(self._run, name, self._run.services.codec.shape(type))
 
     def race(self, key: str, *branches: DurableWait[Any]) -> DurableWait[_race.RaceResult]:
         """Wait for the first of several events, delays, children and races.
@@ -200,6 +209,18 @@ class WaitCalls(Calls):
             seconds = checked_seconds("timeout", limit, timedelta.min.total_seconds())
             limit = timedelta(seconds=seconds)
         return DurableTimeout(self._run, key, limit)
+
+
+def _named(name: Any, type_: Any) -> tuple[str, Any]:
+    """Return name and type of an event that is asked for by both, or by its class."""
+    if not isinstance(name, type):
+        return event_name(name), type_
+    if type_ is not ANY:
+        raise InvalidArgumentError(
+            f"an event is asked for by its class, or by name and type; not {name!r} and {type_!r}",
+            hint=f"event({name.__name__}), or event({name.__name__!r}, {type_!r})",
+        )
+    return event_name(name), name
 
 
 async def _delay(run: Run, key: str, until: timedelta | datetime) -> DelayResult:

@@ -27,6 +27,15 @@ def transactions_of(storage: object) -> Transactions:
     )
 
 
+def busy(process_id: str) -> ProcessBusyError:
+    """Return what tells that a process could not be written; nothing was."""
+    return ProcessBusyError(
+        f"process {process_id!r} cannot be written now: another open transaction is creating "
+        "or holding it, or what is stored of it cannot be read; nothing was written",
+        hint="end that transaction, and try again",
+    )
+
+
 def raise_busy(process_id: str, answer: Created | Delivered) -> None:
     """Raise if a process was busy.
 
@@ -34,11 +43,7 @@ def raise_busy(process_id: str, answer: Created | Delivered) -> None:
         ProcessBusyError: It was; nothing was written.
     """
     if answer.refused is Refusal.BUSY:
-        raise ProcessBusyError(
-            f"process {process_id!r} cannot be written now: another open transaction is creating "
-            "or holding it, or what is stored of it cannot be read; nothing was written",
-            hint="end that transaction, and try again",
-        )
+        raise busy(process_id)
 
 
 def raise_refused(answer: Delivered, event: NewEvent, mailbox_max: int) -> None:

@@ -20,12 +20,14 @@ class Definition:
     Attributes:
         name: Under which its processes are stored.
         retry: For its steps that name no policy of their own.
+        concurrency: So many of its processes at most are on a host at once; None for no limit.
     """
 
     name: str
     fn: ProcessFunction
     signature: Signature
     retry: RetryPolicy | None
+    concurrency: int | None = None
 
 
 class Registry:
@@ -45,13 +47,24 @@ class Registry:
         return name in self._by_name
 
     def add(
-        self, fn: ProcessFunction, name: str | None = None, retry: RetryPolicy | None = None
+        self,
+        fn: ProcessFunction,
+        name: str | None = None,
+        retry: RetryPolicy | None = None,
+        concurrency: int | None = None,
     ) -> Definition:
         """Register a function.
 
         Raises:
-            RegistrationError: It is no process function, or the name is taken.
+            RegistrationError: It is no process function, the name is taken, or
+                none of its processes could ever run.
         """
+        if concurrency is not None and (
+            isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1
+        ):
+            raise RegistrationError(
+                f"concurrency must be at least 1, or None for no limit; not {concurrency!r}"
+            )
         signature = Signature(fn, self._codec, self._limits)
         name = check_name("process name", getattr(fn, "__name__", "") if name is None else name)
         if name in self._by_name:
@@ -60,9 +73,17 @@ class Registry:
                 f"{self._by_name[name].fn!r}",
                 hint="give one of them another name: @host.process(name=…)",
             )
-        definition = Definition(name, fn, signature, retry)
+        definition = Definition(name, fn, signature, retry, concurrency)
         self._by_name[name] = definition
         return definition
+
+    def concurrency(self) -> dict[str, int]:
+        """Return the limits of the names that have one."""
+        return {
+            name: definition.concurrency
+            for name, definition in self._by_name.items()
+            if definition.concurrency is not None
+        }
 
     def named(self, name: str) -> Definition | None:
         """Return what is registered under a name."""

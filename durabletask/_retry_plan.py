@@ -6,6 +6,7 @@ history. Once it was decided to undo, a retry only goes on with that.
 """
 
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import msgspec
@@ -19,6 +20,9 @@ ATTEMPT_NOTES = (Kind.RETRY, Kind.HEARTBEAT, Kind.START, Kind.WAIT, Kind.OVERTAK
 """What stands beside a checkpoint under its key and index, and goes with it."""
 
 _UNDO_NOTES = (Kind.RETRY, Kind.HEARTBEAT)
+NO_RESPAWN = -2
+"""Index of a call that waits for a child which another call has spawned."""
+
 _AGAIN = frozenset({Status.FAILED, Status.QUARANTINED})
 """Statuses in which a child can be retried as well."""
 
@@ -88,27 +92,105 @@ def _plan(snapshot: Snapshot, roots: frozenset[Place]) -> Plan:
         if _place(held) not in roots:
             continue
         forget.update(_beside(held.kind, held.key, held.index))
-        for key, ended in _ended_children(held):
-            if ended.status in _AGAIN:
-                children[ended.child] = None
-                # The call that spawned it goes too: should the child end before this process is
-                # open again, only a new spawn tells of it.
-                forget.add(Place(Kind.CHILD, key, NO_INDEX))
-                forget.update(_beside(Kind.CHILD, key, NO_INDEX))
+        taken = _taken(held)
+        if taken is not None and taken.child is not None:
+            children[taken.child] = None
+            # The call that spawned it goes too: should the child end before this process is
+            # open again, only a new spawn tells of it.
+            forget.add(Place(Kind.CHILD, taken.key, NO_INDEX))
         if held.kind is Kind.TIMEOUT:
             forget.update(_cancelled_by(held.key, snapshot.checkpoints))
-    there = {_place(held) for held in snapshot.checkpoints}
-    told_again = {place.key for place in forget if place.kind is Kind.CHILD}
-    told_again |= {place.key for place in forget if place[:1] == (Kind.WAIT,)} if False else set()
-    restores = {
-        position
-        for held in snapshot.checkpoints
-        if _place(held) in forget
-        for position in _consumed(held, forget)
-    }
+    put_aside = [held for held in snapshot.checkpoints if _place(held) in forget]
+    restores = (_restored(held, forget) for held in put_aside)
     return Plan(
         Status.RUNNING,
-        tuple(_place(held) for held in snapshot.checkpoints if _place(held) in forget & there),
-        tuple(sorted(restores)),
+        tuple(_place(held) for held in put_aside),
+        tuple(sorted(position for position in restores if position)),
         tuple(children),
     )
+
+
+def _go_on_undoing(snapshot: Snapshot, decision: Checkpoint) -> Plan:
+    note = msgspec.json.decode(decision.payload, type=DecisionNote)
+    undos = {
+        (held.key, held.index): held.form for held in snapshot.checkpoints if held.kind is Kind.UNDO
+    }
+    row = snapshot.row
+    if row.status is Status.FAILED and all(undos.get(at) is Form.VALUE for at in note.undos):
+        raise ProcessStateError(
+            row.process_id,
+            f"process {row.process_id!r} has failed and everything of it is undone; nothing was "
+            "written",
+            hint='spawn it anew: spawn(…, on_existing="replace")',
+        )
+    failed = {at for at, form in undos.items() if form is not Form.VALUE}
+    kinds = (Kind.UNDO, *_UNDO_NOTES)
+    forget = (
+        _place(held)
+        for held in snapshot.checkpoints
+        if held.kind in kinds and (held.key, held.index) in failed
+    )
+    return Plan(Status.COMPENSATING, tuple(forget))
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """The event that a checkpoint has consumed.
+
+    Attributes:
+        key: Of the call that spawned the child whose end it is; else empty.
+        index: Of the call that waited for that.
+        child: That child's id, if it can be retried.
+    """
+
+    position: int
+    key: str = ""
+    index: int = NO_INDEX
+    child: str | None = None
+
+
+def _taken(held: Checkpoint) -> _Taken | None:
+    if held.form is not Form.VALUE:
+        return None
+    kind, payload, key, index = held.kind, held.payload, held.key, held.index
+    if kind is Kind.RACE:
+        race = msgspec.json.decode(payload, type=RaceNote)
+        # Of a child only the result that `spawn` gives can be raced.
+        kind, payload, key, index = race.kind, bytes(race.outcome), race.path[-1], NO_RESPAWN
+    if kind is Kind.EVENT:
+        return _Taken(msgspec.json.decode(payload, type=EventNote).position)
+    if kind is Kind.CALL:
+        ended = msgspec.json.decode(payload, type=CallNote)
+        child = ended.child if ended.status in _AGAIN else None
+        return _Taken(ended.position, key, index, child)
+    return None
+
+
+def _restored(held: Checkpoint, forget: AbstractSet[Place]) -> int:
+    """Return the position of the event that goes back into the mailbox; 0 if none does."""
+    taken = _taken(held)
+    if taken is None:
+        return 0
+    spawned_by_itself = taken.key and taken.index == NO_INDEX
+    if spawned_by_itself or Place(Kind.CHILD, taken.key, NO_INDEX) in forget:
+        return 0  # it is spawned again, which tells of its end again
+    return taken.position
+
+
+def _cancelled_by(key: str, checkpoints: Iterable[Checkpoint]) -> Iterator[Place]:
+    """Yield what a durable timeout has cancelled, with what stands beside it."""
+    for held in checkpoints:
+        was_cancelled = held.kind is Kind.OVERTAKEN or held.form is Form.CANCELLED
+        if was_cancelled and msgspec.json.decode(held.payload, type=CancelNote).by == key:
+            yield _place(held)
+            yield from _beside(held.kind, held.key, held.index)
+
+
+def _beside(kind: Kind, key: str, index: int) -> Iterator[Place]:
+    if kind not in ATTEMPT_NOTES:
+        for each in ATTEMPT_NOTES:
+            yield Place(each, key, index)
+
+
+def _place(held: Checkpoint) -> Place:
+    return Place(held.kind, held.key, held.index)

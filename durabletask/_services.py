@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from durabletask._callable import Callables
 from durabletask._codec import Codec, Shape
+from durabletask._context import Travelling
 from durabletask._failure import Failures
 from durabletask._lease import Trust
 from durabletask._limits import Limits
@@ -49,6 +50,7 @@ class Services:
     failures: Failures
     callables: Callables
     limits: Limits
+    travelling: Travelling
     threads: Executor
     observers: tuple[Observer, ...]
     on_interrupt: Callable[[Any], None]

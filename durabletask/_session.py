@@ -10,7 +10,9 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass
+from datetime import datetime
 from random import Random
 from threading import get_ident
 from typing import Any
@@ -19,8 +21,10 @@ from weakref import WeakSet
 from durabletask._callable import Callables
 from durabletask._clock import Clock
 from durabletask._codec import Codec
+from durabletask._context import Travelling
 from durabletask._control import to_cancel
 from durabletask._errors import (
+    DecodeError,
     HostStateError,
     LeaseLostError,
     ProcessBusyError,
@@ -35,6 +39,7 @@ from durabletask._lease import Trust, contract_broken, keep_renewed
 from durabletask._limits import Limits
 from durabletask._model import (
     Claimed,
+    Claims,
     Created,
     Ending,
     Event,
@@ -46,6 +51,7 @@ from durabletask._model import (
 )
 from durabletask._observe import Observer, ProcessChange, tell
 from durabletask._overdue import Overdue
+from durabletask._places import Ask, Places
 from durabletask._registry import Registry
 from durabletask._repeat import BACKOFF_MAX_S, BACKOFF_MIN_S, MAY_PASS, loudness, repeat_unknown
 from durabletask._retry import RetryPolicy
@@ -93,6 +99,7 @@ class Config:
     observers: tuple[Observer, ...]
     label: str
     poll_s: float
+    travelling: Travelling
     on_left: Callable[[str, Ending | None], None]
 
 
@@ -107,6 +114,8 @@ class Session:
         """Set with the error that ended the lease or the storage."""
         self._look = asyncio.Event()
         self._full = False
+        self._asks: list[Ask] = []
+        self.places = Places(config.registry.concurrency(), self._look.set)
         # The position that a run's mailbox reaches when every event that was hinted is handed over.
         self._expected: dict[str, int] = {}
         # News of a process whose creation the storage has acknowledged and we have not yet heard.
@@ -151,6 +160,10 @@ class Session:
         renewal = keep_renewed(config.storage, self.lease, self._trust, config.clock, self._break)
         self._claiming = self._loop.create_task(self._claim_for_ever(), name="durabletask claims")
         self._renewing = self._loop.create_task(renewal, name="durabletask lease")
+
+    def now(self) -> datetime:
+        """Return the storage's time, as well as it is known."""
+        return self._trust.now()
 
     def deliver(self, process_id: str, event: Event) -> None:
         """Hand a stored event to the run it is for, if that keeps the order of arrival."""
@@ -264,12 +277,11 @@ class Session:
         config = self._config
         wait_s = BACKOFF_MIN_S
         idle_s = POLL_MIN_S
-        claim_id = self._new_id()
         while True:
             # Cleared before looking: a hint that arrives meanwhile makes it look again.
             self._look.clear()
             try:
-                more, next_s, found = await self._claim(claim_id)
+                more, next_s, found = await self._claim()
             except MAY_PASS as error:
                 _log.log(loudness(error), "storage: %s; claiming again in %.2f s", error, wait_s)
                 await asyncio.sleep(wait_s * (0.5 + config.random.random() / 2))
@@ -283,7 +295,6 @@ class Session:
                 self._break(contract_broken(error))
                 return
             wait_s = BACKOFF_MIN_S
-            claim_id = self._new_id()
             if more:
                 await asyncio.sleep(0)
                 continue
@@ -304,14 +315,36 @@ class Session:
         alone = self.lease.ttl_s is None and isinstance(self._config.storage, Hints)
         return self._config.clock.recheck_s if alone else self._config.poll_s
 
-    async def _claim(self, claim_id: str) -> tuple[bool, float, bool]:
-        config = self._config
-        room = min(config.limits.resident_max - len(self.runs), CLAIM_MAX)
+    async def _claim(self) -> tuple[bool, float, bool]:
+        """Claim once for all names; return if there is more, when next, and if anything came."""
+        if not self._asks:
+            self._asks = self.places.round(self._config.registry, self._new_id)
+            self._full = False
+        more, next_s, found = False, float("inf"), False
+        while self._asks:
+            # Kept until it is answered: what a claim took whose answer was lost is ours to run.
+            claims, has_room = await self._ask(self._asks[0])
+            del self._asks[0]
+            more = more or (claims.more and has_room)
+            found = found or bool(claims.claimed)
+            if claims.next_at is not None:
+                left_s = (claims.next_at - claims.now_at).total_seconds()
+                next_s = min(next_s, max(left_s, POLL_MIN_S))
+        return more, next_s, found
 
-        async def call() -> Any:
-            return await config.storage.claim(
-                self.lease, claim_id, tuple(config.registry), count_max=max(room, 0)
-            )
+    async def _ask(self, ask: Ask) -> tuple[Claims, bool]:
+        """Make one claim; return its answer, and whether there is room for more of those names."""
+        config = self._config
+        if ask.room is None:
+            ask.room = max(min(config.limits.resident_max - len(self.runs), CLAIM_MAX), 0)
+            if ask.limited is not None:
+                ask.room = self.places.take(ask.limited, ask.room)
+        room = ask.room
+        if room == 0 and ask.limited is not None:
+            return Claims((), self.now()), False
+
+        async def call() -> Claims:
+            return await config.storage.claim(self.lease, ask.claim_id, ask.names, count_max=room)
 
         claims = await repeat_unknown(call)
         self._trust.observe(claims.now_at)
@@ -320,11 +353,12 @@ class Session:
                 self._start(claimed)
             else:
                 self._news(claimed)
-        next_s = float("inf")
-        if claims.next_at is not None:
-            next_s = max((claims.next_at - claims.now_at).total_seconds(), POLL_MIN_S)
-        self._full = claims.more and len(self.runs) >= config.limits.resident_max
-        return claims.more and not self._full, next_s, bool(claims.claimed)
+        is_full = len(self.runs) >= config.limits.resident_max
+        self._full = self._full or (claims.more and is_full)
+        if ask.limited is None:
+            return claims, not is_full
+        self.places.give_back(ask.limited, room)
+        return claims, not is_full and self.places.has_room(ask.limited)
 
     async def _create(self, processes: list[NewProcess]) -> Sequence[Created]:
         lease = self.lease if len(self.runs) < self._config.limits.resident_max else None
@@ -370,8 +404,9 @@ class Session:
             # Its mailbox cannot be read: it would wait for ever for what is there.
             run.quarantine(damaged(run.process_id, claimed.damage))
         elif run is not None:
-            run.mailbox.add(claimed.events)
+            # First, or the end of a child that was cancelled with it would end the wait for it.
             self._heed(run, claimed.row)
+            run.mailbox.add(claimed.events)
         elif self._creating:
             self._early.setdefault(claimed.row.process_id, []).append(claimed)
 
@@ -394,12 +429,15 @@ class Session:
             return
         run = Run(self._services, claimed, definition.retry or self._config.retry)
         self.runs[row.process_id] = run
-        if row.deadline_at is not None:
+        self.places.occupy(row.name)
+        if row.deadline_at is not None and row.cancel_reason is None:
             self._overdue.watch(row.process_id, row.deadline_at)
         if claimed.damage is not None:
             run.quarantine_error = damaged(row.process_id, claimed.damage)
         body = execute(run, definition)
-        run.task = self._loop.create_task(body, name=row.process_id)
+        run.task = self._loop.create_task(
+            body, name=row.process_id, context=self._context(run, row)
+        )
         run.task.add_done_callback(run)
         for news in self._early.pop(row.process_id, ()) if self._early else ():
             self._news(news)
@@ -407,6 +445,13 @@ class Session:
             resumed = bool(claimed.checkpoints)
             change = ProcessChange(row.process_id, row.name, Status.RUNNING, resumed)
             tell((observer.on_process for observer in self._config.observers), change)
+
+    def _context(self, run: Run, row: ProcessRow) -> Context | None:
+        try:
+            return self._config.travelling.restore(row.context)
+        except DecodeError as error:
+            run.quarantine_error = error
+            return None
 
     def _left(self, run: Run, task: "asyncio.Task[Ending | None]") -> None:
         self.runs.pop(run.process_id, None)
@@ -469,6 +514,7 @@ class Session:
             failures=config.failures,
             callables=config.callables,
             limits=config.limits,
+            travelling=config.travelling,
             threads=self._threads,
             observers=config.observers,
             on_interrupt=self._unwind,

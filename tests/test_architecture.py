@@ -23,14 +23,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_model", "_limits", "_clock"),
     # Pure: functions from values to values.
     ("_transitions", "_notes", "_retry", "_codec*", "_failure", "_input", "_callable", "_journal"),
-    ("_info",),
+    ("_info", "_context", "_control", "_culprits", "_edge", "_filter", "_retry_plan", "_places"),
     # The seam, and a storage that needs nothing but memory.
     ("_storage",),
     ("_repeat",),
     ("_hints", "_memory*"),
     # The parts of a running host that know nothing of each other.
-    ("_lease", "_mailbox", "_observe", "_registry", "_timers", "_watch"),
-    ("_refused",),
+    ("_lease", "_mailbox", "_observe", "_registry", "_timers", "_undos", "_watch"),
+    ("_refused", "_overdue"),
     ("_group", "_busy", "_writer"),
     ("_services",),
     ("_caller", "_deadline"),
@@ -39,12 +39,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_run",),
     ("_transaction", "_heartbeat", "_once", "_report"),
     ("_steps", "_waits", "_variable", "_branch", "_durable_call"),
-    ("_plain_step", "_race", "_timeout", "_map"),
+    ("_plain_step", "_compensation", "_race", "_timeout", "_map", "_children"),
     ("_process_*",),
     ("_process",),
     ("_runner",),
     # All processes of a host, and what holds them from outside.
     ("_session",),
+    ("_requests",),
+    ("_retention", "_bulk"),
     ("_handle", "_client"),
     ("_host",),
     # What users import.
@@ -77,6 +79,10 @@ BROAD_EXCEPTS: dict[tuple[str, str], str] = {
     ("durabletask/_map.py", "Map._pass_gate"): _ITEM,
     ("durabletask/_map.py", "Map._unseal"): _ITEM,
     ("durabletask/_map.py", "Map._run_item"): _ITEM,
+    (
+        "durabletask/_compensation.py",
+        "_undone",
+    ): "what an undo raises is recorded, and the other undos still run",
     ("durabletask/_observe.py", "tell"): "an observer that raises is logged and fails no process",
     ("durabletask/_session.py", "Session._claim_for_ever"): _CONTRACT,
     (
