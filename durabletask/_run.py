@@ -136,6 +136,8 @@ class Run(Lifecycle):
         after_s = noted.after_s
         if noted.by:
             fire_again(self, noted.by)
+        if held.form is Form.CANCELLED and self._was_cancelled_in_vain():
+            raise asyncio.CancelledError
         due_at = self.services.now() + timedelta(seconds=after_s + RELIVE_GRACE_S)
         try:
             await self.hold(due_at, self.services.timers.at(due_at))
@@ -431,6 +433,15 @@ class Run(Lifecycle):
             await self.record_cancelled(kind, key, index)
             raise
         await self.stay_open(key)
+
+    def _was_cancelled_in_vain(self) -> bool:
+        """Forget that results of the task have overtaken its cancellation; return if they had."""
+        task = asyncio.current_task()
+        if self._overtaken is None or task is None or task not in self._overtaken:
+            return False
+        requests = self._overtaken[task]
+        self.forget_overtaken((task,))
+        return task.cancelling() >= requests
 
     async def _meet_overtaken(self, kind: Kind, key: str, index: int) -> None:
         """Let a cancellation that a result overtook take effect at the task's next new call."""

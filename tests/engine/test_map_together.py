@@ -264,3 +264,43 @@ async def test_a_map_left_behind_ends_with_the_process(world: World) -> None:
         with suppress(asyncio.CancelledError, Exception):
             await left[0]
     assert forms(world) == {}
+
+
+@virtual
+async def test_results_that_were_quicker_than_their_cancellation(world: World) -> None:
+    """Rule 6: all results won, so both runs see them; the cancellation is met at the next call."""
+    seen: list[Any] = []
+
+    async def process(proc: Process) -> None:
+        try:
+            async with asyncio.timeout(0.5):
+                seen.append(await proc.map("items", nothing_but, [1, 2]))
+                await proc.do("next", nop)
+        except TimeoutError:
+            seen.append("timeout")
+        await proc.do("behind", nop)
+        await proc.event("go")
+
+    first = world.host(process)
+
+    async def slowly(call: str) -> None:
+        await asyncio.sleep(1 if call == "commit" else 0)
+
+    world.wires[first].after = slowly
+    await first.start()
+    await first.spawn(process, "p")
+    await asyncio.sleep(60)
+    assert first._session is not None
+    assert not first._session.runs["p"].gated, "nothing is left to be met"
+    world.kill(first)
+    assert seen == [[1, 2], "timeout"]
+    async with world.host(process) as host:
+        await host.raise_event("p", "go")
+        await host.get("p").result()
+    assert seen == [[1, 2], "timeout"] * 2
+    assert ("do", "next", "cancelled") in world.keys("p")
+
+
+async def nothing_but(n: int) -> int:
+    """Return the item."""
+    return n
