@@ -199,15 +199,15 @@ class Lifecycle:
 
     async def stay_open(self, key: str) -> None:
         """Return at once while the run goes on; else raise, or wait for the interrupt."""
-        if self._phase in (Phase.INTERRUPTED, Phase.COMPENSATING):
+        if self._phase in (Phase.INTERRUPTED, Phase.COLLECTING, Phase.COMPENSATING):
             raise ProcessInterrupted
         if self._phase is Phase.ENDED:
             raise WrongContextError(
                 f"key {key!r} was used after process {self.process_id!r} had ended",
                 hint="await every task that the process function creates before it returns",
             )
-        if self._phase in (Phase.DRAINING, Phase.COLLECTING):
-            # Until the steps beside it are recorded, or all undos known; then the interrupt comes.
+        if self._phase is Phase.DRAINING:
+            # Until the steps beside it are recorded; then the interrupt comes.
             await self.hold(None, self.services.loop.create_future())
 
     def check_interrupted(self) -> None:

@@ -276,6 +276,7 @@ async def test_an_undo_is_tried_again(world: World) -> None:
         info = await host.get("p").info()
         assert info.compensation is not None
         assert info.compensation.done == ("hotel",)
+        assert info.epoch == 1  # in one go
 
 
 @virtual

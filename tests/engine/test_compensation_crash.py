@@ -371,21 +371,46 @@ async def test_a_function_that_waits_for_something_else_is_given_up(world: World
     """Rule 8: a foreign await that never ends costs a minute, and the rest stays open."""
     books = Books()
     runs: list[float] = []
+    left: list[float] = []
 
     async def process(proc: Process) -> None:
         runs.append(world.clock.monotonic_s())
         await proc.do("flight", books.book, "flight", undo=books.slowly_cancel)
         if len(runs) > 1:
-            await asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                left.append(world.clock.monotonic_s())
         await proc.do("hotel", books.book, "hotel", undo=books.slowly_cancel)
         raise ValueError("no")
 
     await world.begin_and_die(process, after_s=5)
     async with world.host(process) as host:
         await ends_failed(host)
+        assert left == [runs[1] + 60]
         assert await open_keys(host) == ("hotel",)
         # The grace, and then the undo that is known.
         assert 70 <= world.clock.monotonic_s() - runs[1] < 80
+
+
+@virtual
+async def test_a_function_that_is_slow_is_given_time(world: World) -> None:
+    """Rule 8: the minute begins anew with each call that is recalled."""
+    books = Books()
+    runs: list[int] = []
+
+    async def process(proc: Process) -> None:
+        runs.append(1)
+        for name in ("car", "flight", "hotel"):
+            if len(runs) > 1:
+                await asyncio.sleep(40)
+            await proc.do(name, books.book, name, undo=books.slowly_cancel)
+        raise ValueError("no")
+
+    await world.begin_and_die(process, after_s=5)
+    async with world.host(process) as host:
+        await ends_failed(host)
+        assert await open_keys(host) == ()
 
 
 @virtual
@@ -436,13 +461,16 @@ async def test_a_timeout_is_met_again_while_collecting(world: World) -> None:
 
 @virtual
 async def test_collecting_changes_nothing(world: World) -> None:
-    """Rule 8: a variable that the function sets on its way is not set while it only collects."""
+    """Rule 8: variables and progress that the function sets stay while it only collects."""
     books = Books()
+    runs: list[int] = []
 
     async def process(proc: Process) -> None:
         count = await proc.var("count", 0)
         await count.set(count.value + 1)
-        proc.log.warning("to be heard once")
+        runs.append(1)
+        if len(runs) > 1:
+            await proc.report("again")
         await proc.do("hotel", books.book, "hotel", undo=books.slowly_cancel)
         raise ValueError("no")
 
@@ -451,6 +479,7 @@ async def test_collecting_changes_nothing(world: World) -> None:
         await ends_failed(host)
         (value,) = [each.value for each in await host.get("p").history() if each.kind == "var"]
         assert value == 1
+        assert (await host.get("p").info()).progress is None
         assert await open_keys(host) == ()
 
 
@@ -499,6 +528,31 @@ async def test_stopped_while_collecting(world: World) -> None:
         await ends_failed(host)
         assert await open_keys(host) == ()
         assert len(runs) == 3
+
+
+def test_the_log_of_the_process_is_silent_while_collecting(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """`proc.log` says nothing twice, behind the last recalled call neither."""
+
+    @virtual
+    async def body(world: World) -> None:
+        books = Books()
+
+        async def process(proc: Process) -> None:
+            await proc.do("hotel", books.book, "hotel", undo=books.slowly_cancel)
+            try:
+                await proc.do("pay", books.fail)
+            finally:
+                proc.log.warning("not paid")
+
+        await world.begin_and_die(process, after_s=5)
+        async with world.host(process) as host:
+            await ends_failed(host)
+
+    with caplog.at_level(logging.WARNING):
+        body()
+    assert caplog.messages.count("not paid") == 1
 
 
 def test_open_undos_are_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

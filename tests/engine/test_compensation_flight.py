@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from durabletask import Process, RetryPolicy, current_step
+from durabletask import Process, RetryPolicy, Status, current_step
 from durabletask.errors import ProcessFailedError, StepError
 from tests.engine.test_compensation import Books, run_to_end, undos
-from tests.engine.world import World, settle, virtual
+from tests.engine.world import World, virtual
 
 
 @pytest.mark.parametrize("shape", ["gather", "task group", "left behind"])
@@ -60,25 +60,30 @@ async def test_a_step_in_flight_is_reason_enough(world: World) -> None:
         assert books.undone == ["receipt slow"]
 
 
-@virtual
-async def test_a_step_in_flight_that_fails_leaves_nothing_to_undo(world: World) -> None:
-    """Rule 8: then the process has simply failed, and nothing was decided."""
-    books = Books()
+@pytest.mark.parametrize("delay_s", [0.0, 100.0])
+def test_a_step_in_flight_that_fails_leaves_nothing_to_undo(delay_s: float) -> None:
+    """Rule 8: it is not tried again; the process has simply failed, and nothing was decided."""
 
-    async def fails_late() -> str:
-        await asyncio.sleep(5)
-        raise ConnectionError("no answer")
+    @virtual
+    async def body(world: World) -> None:
+        books = Books()
 
-    async def process(proc: Process) -> None:
-        policy = RetryPolicy(attempts_max=5, delay_s=100, delay_max_s=100)
-        slow = proc.do("slow", fails_late, undo=books.cancel, retry=policy)
-        await asyncio.gather(slow, proc.do("pay", books.fail))
+        async def fails_late() -> str:
+            await asyncio.sleep(5)
+            raise ConnectionError("no answer")
 
-    async with world.host(process) as host:
-        error = await run_to_end(host, process)
-        assert str(error.__cause__) == "ValueError: no"
-        assert world.clock.monotonic_s() < 10
-        assert undos(world) == []
+        async def process(proc: Process) -> None:
+            policy = RetryPolicy(attempts_max=None, delay_s=delay_s, delay_max_s=100)
+            slow = proc.do("slow", fails_late, undo=books.cancel, retry=policy)
+            await asyncio.gather(slow, proc.do("pay", books.fail))
+
+        async with world.host(process) as host:
+            error = await run_to_end(host, process)
+            assert str(error.__cause__) == "ValueError: no"
+            assert world.clock.monotonic_s() < 10
+            assert undos(world) == []
+
+    body()
 
 
 @virtual
@@ -97,18 +102,21 @@ async def test_waits_beside_the_failure_are_interrupted(world: World) -> None:
             seen.append("left")
 
     async def process(proc: Process) -> None:
-        await proc.do("hotel", books.book, "hotel", undo=books.cancel)
+        await proc.do("hotel", books.book, "hotel", undo=books.slowly_cancel)
         await asyncio.gather(waits(proc), proc.do("pay", books.fail))
 
     async with world.host(process) as host:
-        await run_to_end(host, process)
-        await settle()
+        await host.spawn(process, "p")
+        await asyncio.sleep(5)
+        info = await host.get("p").info()
+        assert (info.status, info.waits) == (Status.COMPENSATING, ())
+        assert info.compensation is not None
+        assert info.compensation.open == ("hotel",)
         assert seen == ["ProcessInterrupted", "left"]
         assert books.done == ["hotel"]
         assert [key for key in world.keys("p") if key[1] in ("never", "in except")] == [
             ("wait", "never", "value")
         ]
-        assert (await host.get("p").info()).waits == ()
 
 
 @virtual
@@ -300,11 +308,12 @@ async def test_a_task_left_behind_cannot_cut_off_undos(world: World) -> None:
 async def test_a_cancellation_left_on_the_task_hits_nothing(world: World) -> None:
     """Rule 8: the function cancels its own task and raises: undone at once, in the same run."""
     books = Books()
-    runs: list[int] = []
+    runs: list[asyncio.Task[str]] = []
 
     async def process(proc: Process) -> None:
-        runs.append(1)
         await proc.do("hotel", books.book, "hotel", undo=books.cancel)
+        runs.append(asyncio.create_task(proc.do("slow", books.book, "slow", 5.0)))
+        await asyncio.sleep(1)
         main = asyncio.current_task()
         assert main is not None
         main.cancel()
@@ -313,4 +322,104 @@ async def test_a_cancellation_left_on_the_task_hits_nothing(world: World) -> Non
     async with world.host(process) as host:
         error = await run_to_end(host, process)
         assert str(error.__cause__) == "ValueError: no"
-        assert (runs, books.undone) == ([1], ["receipt hotel"])
+        assert (len(runs), books.done, books.undone) == (1, ["hotel", "slow"], ["receipt hotel"])
+
+
+@virtual
+async def test_a_failure_that_overtook_is_met_again(world: World) -> None:
+    """Rule 6: a step that was let finish and failed then: a resumed run meets the timeout too."""
+    books = Books()
+    seen: list[str] = []
+
+    async def fails_late() -> str:
+        await asyncio.sleep(20)
+        raise ConnectionError("no answer")
+
+    async def process(proc: Process) -> None:
+        try:
+            async with asyncio.timeout(5):
+                await asyncio.gather(
+                    proc.do("a", fails_late, undo=books.cancel),
+                    proc.do("b", books.book, "b", 1.0, undo=books.cancel),
+                    return_exceptions=True,
+                )
+            seen.append("values")
+        except TimeoutError:
+            seen.append("timeout")
+        await proc.event("go")
+
+    await world.begin_and_die(process, after_s=30)
+    assert [key for key in world.keys("p") if key[1] == "a"] == [
+        ("do", "a", "error"),
+        ("overtaken", "a", "value"),
+    ]
+    async with world.host(process) as host:
+        await host.raise_event("p", "go")
+        await host.get("p").result()
+    assert seen == ["timeout", "timeout"]
+
+
+@virtual
+async def test_a_cancelled_error_of_nobody_in_a_cancelled_step(world: World) -> None:
+    """Rules 3 and 6: let finish, it raises CancelledError by itself: a failure, as always."""
+    books = Books()
+
+    async def strange() -> str:
+        await asyncio.sleep(20)
+        raise asyncio.CancelledError("by the library")
+
+    async def process(proc: Process) -> str:
+        try:
+            async with asyncio.timeout(5):
+                await proc.do("strange", strange, undo=books.cancel)
+        except StepError as error:
+            return str(error)
+        return "value"
+
+    async with world.host(process) as host:
+        assert await run_to_end(host, process) == "CancelledError: by the library"
+
+
+@virtual
+async def test_a_step_that_is_let_finish_does_not_hold_up_a_stop(world: World) -> None:
+    """Rule 5: a group that has cancelled its tasks cancels none again; the engine does."""
+    books = Books()
+
+    async def process(proc: Process) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(proc.do("slow", books.book, "slow", 1000.0, undo=books.cancel))
+            group.create_task(proc.do("pay", books.fail))
+
+    host = world.host(process)
+    await host.start()
+    await host.spawn(process, "p")
+    await asyncio.sleep(1)
+    await host.stop(drain_s=2)
+    assert world.clock.monotonic_s() < 5
+    assert world.keys("p") == [("do", "pay", "error")]
+
+
+@virtual
+async def test_a_body_that_swallows_an_interrupt_is_cancelled_again(world: World) -> None:
+    """Rule 5: a step with undo that lets the first cancellation pass by does not hold up a stop."""
+    swallowed: list[float] = []
+
+    async def stubborn() -> str:
+        while len(swallowed) < 3:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                swallowed.append(world.clock.monotonic_s())
+        return "value"
+
+    async def process(proc: Process) -> None:
+        await proc.do("stubborn", stubborn, undo=Books().cancel)
+
+    host = world.host(process)
+    await host.start()
+    await host.spawn(process, "p")
+    await asyncio.sleep(1)
+    await host.stop(drain_s=2)
+    assert len(swallowed) == 3
+    assert world.clock.monotonic_s() < 10
+    assert world.keys("p") == []
