@@ -36,7 +36,7 @@ from durabletask._model import (
     Parent,
     Status,
 )
-from durabletask._notes import CallNote, WaitNote, encode
+from durabletask._notes import CallNote, WaitNote, encode, kind_of
 from durabletask._refused import why_not
 from durabletask._run import Run
 
@@ -121,6 +121,8 @@ async def call(run: Run, key: str, birth: Birth) -> Any:
             refused = await _begin(run, key, birth)
             if refused is not None:
                 return run.unseal(refused, birth.shape)
+            if run.outside is not None:
+                await run.meet_asked(Kind.CALL, key)
         held = await _await_end(run, key, NO_INDEX, birth.process_id, noted=True)
     else:
         await run.recall(held)
@@ -227,7 +229,7 @@ class ChildBranch:
 
 def _noted(run: Run, key: str, index: int) -> WaitNote | None:
     noted = _waits.recorded_wait(run, key, index)
-    if noted is not None and _waits.kind_of(noted) is not Kind.CALL:
+    if noted is not None and kind_of(noted) is not Kind.CALL:
         raise _waits.changed(run, key, "a child", _waits.described(noted))
     return noted
 
@@ -236,8 +238,19 @@ async def _begin(run: Run, key: str, birth: Birth) -> Checkpoint | None:
     """Create a child and record that it is waited for; what is held if it cannot be created."""
     note = encode(WaitNote(kind=Kind.CALL, child=birth.process_id))
     checkpoint = Checkpoint(Kind.WAIT, key, NO_INDEX, Form.VALUE, note)
+    task = asyncio.current_task()
+    requests = 0 if task is None else task.cancelling()
     held = await _reach(run, checkpoint, Kind.CALL, spawns=(birth.record(run, key),))
-    return held if held.kind is Kind.CALL else None
+    cancelled = task is not None and task.cancelling() > requests
+    if held.kind is Kind.CALL:
+        if cancelled:
+            await run.overtake(key, NO_INDEX)
+        return held
+    if cancelled:
+        # What user code cancelled while the child was being created is the wait for it.
+        await run.record_cancelled(Kind.CALL, key, NO_INDEX)
+        raise asyncio.CancelledError
+    return None
 
 
 async def _await_end(run: Run, key: str, index: int, child_id: str, *, noted: bool) -> Checkpoint:
@@ -280,7 +293,9 @@ async def _reach(
     try:
         answered = await answer
     except (asyncio.CancelledError, StorageError):
-        answered = await run.outlast(answer, checkpoint)
+        # A wait that has begun is no outcome that could overtake whatever cancelled it.
+        begins = checkpoint.kind is Kind.WAIT
+        answered = await (run.follow(answer) if begins else run.outlast(answer, checkpoint))
     if answered.culprit is None:
         return run.held(answered, checkpoint)
     assert answered.refused is not None

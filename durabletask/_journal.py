@@ -54,6 +54,11 @@ class Journal:
                 self.slots[_slot(checkpoint.key, checkpoint.index)] = checkpoint
                 self.unasked += 1
 
+    def add(self, checkpoint: Checkpoint) -> None:
+        """Take in what this run records for a call that it has yet to get to."""
+        self.slots[_slot(checkpoint.key, checkpoint.index)] = checkpoint
+        self.unasked += 1
+
     def ask(self, kind: Kind, key: str, index: int = NO_INDEX) -> Checkpoint | None:
         """Return what is recorded under a key, or None if the call is to run now.
 

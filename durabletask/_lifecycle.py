@@ -59,15 +59,18 @@ class Outside:
 
     Attributes:
         cancel_reason: Of a request to cancel that is still to be met.
-        meeting: While it is being met.
+        has_met: Whether it is met, or about to be: once in a run, though the
+            storage may still tell of it.
+        meeting: While it is being met by waits.
         restart: The input with which the process is to begin anew.
         leaves: Whether it is to be given back as soon as its task has ended.
     """
 
-    __slots__ = ("cancel_reason", "leaves", "meeting", "restart")
+    __slots__ = ("cancel_reason", "has_met", "leaves", "meeting", "restart")
 
     def __init__(self) -> None:
         self.cancel_reason: bytes | None = None
+        self.has_met = False
         self.meeting: Meeting | None = None
         self.restart: bytes | None = None
         self.leaves = False
@@ -521,9 +524,10 @@ class Lifecycle:
                 future.exception()
 
     def _open_waits(self) -> "list[tuple[asyncio.Future[Any], datetime | None]]":
-        waits = [] if self._waits is None else list(self._waits.items())
-        if self._wait is not None:
-            waits.append((self._wait, self._wait_due_at))
+        # About in the order in which they began, as a resumed run comes to them again.
+        waits = [] if self._wait is None else [(self._wait, self._wait_due_at)]
+        if self._waits is not None:
+            waits += self._waits.items()
         return waits
 
     def _stand(self) -> tuple[Status, datetime | None]:

@@ -25,6 +25,11 @@ class WaitNote(msgspec.Struct, frozen=True, omit_defaults=True):
     branches: tuple["BranchNote", ...] = ()
 
 
+def kind_of(note: WaitNote) -> Kind:
+    """Return what kind of call noted that its wait began."""
+    return note.kind or (Kind.EVENT if note.name else Kind.DELAY)
+
+
 class BranchNote(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one branch of a race waits for.
 

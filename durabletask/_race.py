@@ -17,6 +17,7 @@ from durabletask._branch import Branch, Branches, Won
 from durabletask._culprits import mark
 from durabletask._durable_call import DurableCall, DurableWait
 from durabletask._errors import InvalidArgumentError, KeyConflictError, NonDeterminismError
+from durabletask._mailbox import name_of
 from durabletask._model import NO_INDEX, Checkpoint, Event, Form, Kind
 from durabletask._notes import BranchNote, RaceNote, WaitNote, encode
 from durabletask._run import Run
@@ -199,7 +200,7 @@ def _look(
         name = leaf.branch.event_name
         event = None
         if name:
-            event = handed if handed and handed.name == name else run.mailbox.take(name)
+            event = handed if handed and name_of(handed) == name else run.mailbox.take(name)
         if event is None and (due_at is None or due_at > now):
             continue
         if handed is not None and event is not handed:

@@ -8,7 +8,7 @@ and who started the run (`_runner`).
 import asyncio
 import logging
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -182,7 +182,7 @@ class Run(Lifecycle):
         self, answer: "asyncio.Future[UnitOutcome]", checkpoint: Checkpoint
     ) -> UnitOutcome:
         """Return the outcome of a unit whose wait was cancelled, and take note of that."""
-        outcome = await self._follow(answer)
+        outcome = await self.follow(answer)
         await self.overtake(checkpoint.key, checkpoint.index)
         return outcome
 
@@ -196,7 +196,7 @@ class Run(Lifecycle):
         try:
             outcome = await answer
         except (asyncio.CancelledError, StorageError):
-            outcome = await self._follow(answer)
+            outcome = await self.follow(answer)
             self._note_overtaken()
         if outcome is not DONE:
             self.held(outcome, checkpoint)
@@ -225,7 +225,7 @@ class Run(Lifecycle):
         if self.outside is not None and self.outside.meeting is not None:
             await self._join(self.outside.meeting, kind, key, index)
         note = self._cancel_note(kind, key, index, Form.CANCELLED)
-        outcome = await self._follow(self.submit((note,)))
+        outcome = await self.follow(self.submit((note,)))
         if outcome.refused is not None:
             self.held(outcome, None)
         if not outcome.held or outcome.held[0].form is Form.CANCELLED:
@@ -240,7 +240,7 @@ class Run(Lifecycle):
             ProcessInterrupted: The run unwinds.
         """
         self.check_interrupted()
-        return self.held(await self._follow(self.submit_decision(decision)), decision)
+        return self.held(await self.follow(self.submit_decision(decision)), decision)
 
     def held(self, outcome: UnitOutcome, checkpoint: Checkpoint | None) -> Checkpoint:
         """Return the checkpoint that the storage holds, given its answer to a unit."""
@@ -262,10 +262,30 @@ class Run(Lifecycle):
         if self._phase is not Phase.OPEN or self.recorded is Status.COMPENSATING:
             return
         outside = self.outside = self.outside or Outside()
-        if outside.cancel_reason is not None:
+        if outside.cancel_reason is not None or outside.has_met:
             return
         outside.cancel_reason = reason
         self.gated = True
+        self._meet_waits(outside)
+
+    def wait_begins(
+        self,
+        due_at: datetime | None,
+        future: "asyncio.Future[Any]",
+        note: Checkpoint | None = None,
+    ) -> None:
+        """Take note that a wait begins, as `Lifecycle.wait_begins` does; it may be met at once."""
+        super().wait_begins(due_at, future, note)
+        if self.outside is not None:
+            # Asked since the call passed its gate: while it spawned, or between two attempts.
+            self._meet_waits(self.outside)
+
+    def _meet_waits(self, outside: Outside) -> None:
+        """Let a request that is still to be met be met by all waits that are open."""
+        if outside.cancel_reason is None or outside.meeting is not None:
+            return
+        if self._phase is not Phase.OPEN or self.recorded is Status.COMPENSATING:
+            return
         waits = [future for future, _ in self._open_waits() if not future.done()]
         if not waits:
             return
@@ -294,18 +314,22 @@ class Run(Lifecycle):
         if outcome.held:
             self.interrupt()  # claimed anew, it recalls what is held
         self.check_interrupted()
+        self._note_overtaken()  # user code may have cancelled it in the same moment
         self.unseal(self.held(outcome, checkpoint), self.services.any_shape)
 
     def _met(self, meeting: Meeting) -> None:
         """Record for all waits at once that they were met."""
         outside = self.outside
         if outside is None or self.interrupted:
+            meeting.answer.set_result(DONE)
             return
         if not meeting.checkpoints:
-            outside.meeting = None  # user code was quicker; the next new call meets it
+            outside.meeting = None  # user code was quicker; the next wait or new call meets it
+            self._meet_waits(outside)
             return
-        outside.cancel_reason = None
-        answer = self.submit(tuple(meeting.checkpoints), meets_cancel=True)
+        checkpoints = (*meeting.checkpoints, *self._met_unreached())
+        outside.cancel_reason, outside.has_met = None, True
+        answer = self.submit(checkpoints, meets_cancel=True)
 
         def tell(answer: "asyncio.Future[UnitOutcome]") -> None:
             outside.meeting = None
@@ -323,12 +347,53 @@ class Run(Lifecycle):
         outside = self.outside
         if outside is None or outside.meeting is not None or not self.journal.is_new(key, index):
             return
+        if self._waits_unreached() and not self.journal.has_begun(key, index):
+            return  # an earlier run was waiting when it was asked: there it is met, and not here
         self.ask(kind, key, index)
+        self.journal.take(Kind.WAIT, key, index)
+        await self.meet_asked(kind, key, index)
+
+    async def meet_asked(self, kind: Kind, key: str, index: int = NO_INDEX) -> None:
+        """Raise a request from outside that is still to be met, as the outcome of this call.
+
+        Raises:
+            ProcessCancelledError: It was there, and is recorded as met.
+            ProcessInterrupted: The run unwinds.
+        """
+        outside = self.outside
+        if outside is None or outside.cancel_reason is None or outside.meeting is not None:
+            return
         checkpoint = self._cancelled(kind, key, index)
-        outside.cancel_reason = None
+        checkpoints = (checkpoint, *self._met_unreached())
+        outside.cancel_reason, outside.has_met = None, True
         self.regate()
-        held = await self.record(checkpoint, meets_cancel=True)
-        self.unseal(held, self.services.any_shape)
+        answer = self.submit(checkpoints, meets_cancel=True)
+        try:
+            outcome = await answer
+        except (asyncio.CancelledError, StorageError):
+            outcome = await self.outlast(answer, checkpoint)
+        if outcome.held:
+            self.interrupt()  # claimed anew, it recalls what is held
+        self.check_interrupted()
+        self.unseal(self.held(outcome, checkpoint), self.services.any_shape)
+
+    def _waits_unreached(self) -> list[tuple[Kind, str, int]]:
+        """Return the calls in whose wait an earlier run was, and this one is not yet."""
+        found: list[tuple[Kind, str, int]] = []
+        for (noted, key, index), held in (self.journal.notes or {}).items():
+            if noted is Kind.WAIT and self.journal.is_new(key, index):
+                kind = _notes.kind_of(msgspec.json.decode(held.payload, type=_notes.WaitNote))
+                if kind is not Kind.TIMEOUT:
+                    found.append((kind, key, index))
+        return found
+
+    def _met_unreached(self) -> list[Checkpoint]:
+        """Return what the waits record that are met before this run gets to them."""
+        met = [self._cancelled(*call) for call in self._waits_unreached()]
+        for checkpoint in met:
+            self.journal.take(Kind.WAIT, checkpoint.key, checkpoint.index)
+            self.journal.add(checkpoint)
+        return met
 
     def _cancelled(self, kind: Kind, key: str, index: int) -> Checkpoint:
         assert self.outside is not None
@@ -356,7 +421,8 @@ class Run(Lifecycle):
 
     # --- inside ------------------------------------------------------------------------------
 
-    async def _follow(self, answer: "asyncio.Future[UnitOutcome]") -> UnitOutcome:
+    async def follow(self, answer: "asyncio.Future[UnitOutcome]") -> UnitOutcome:
+        """Return the outcome of a unit, whoever cancels this meanwhile."""
         while True:
             self.check_interrupted()
             if answer.cancelled():
@@ -383,7 +449,7 @@ class Run(Lifecycle):
             # `gather` and `TaskGroup` cancel their caller too once their tasks have ended,
             # results or not. A later run has to be cancelled in the same place.
             note = self._cancel_note(Kind.OVERTAKEN, key, index, Form.VALUE)
-            await self._follow(self.submit((note,)))
+            await self.follow(self.submit((note,)))
 
     def _note_overtaken(self) -> "asyncio.Task[Any] | None":
         """Remember that the current task was cancelled in vain, and return it."""

@@ -271,7 +271,7 @@ class StepRun:
         # Not in flight while it waits: nothing runs, and a drain need not wait for it.
         run.step_ended()
         try:
-            await run.hold(due_at, run.services.timers.at(due_at))
+            await run.hold(due_at, run.services.timers.at(due_at), firm=False)
         except ProcessInterrupted:
             raise
         except asyncio.CancelledError:

@@ -16,7 +16,7 @@ from durabletask._errors import (
     ProcessInterrupted,
 )
 from durabletask._model import NO_INDEX, Checkpoint, Event, Form, Kind
-from durabletask._notes import DelayNote, EventNote, WaitNote, encode
+from durabletask._notes import DelayNote, EventNote, WaitNote, encode, kind_of
 from durabletask._run import Run
 
 
@@ -109,6 +109,8 @@ def in_line(
 
 
 def _delayed(run: Run, held: Checkpoint) -> DelayNote:
+    if held.form is not Form.VALUE:
+        run.unseal(held, run.services.any_shape)
     note: DelayNote = decode_note(run, held, DelayNote)
     return note
 
@@ -155,11 +157,6 @@ def recorded_wait(run: Run, key: str, index: int) -> WaitNote | None:
     """Return what an earlier run noted when the wait began, if one did."""
     held = run.journal.take(Kind.WAIT, key, index)
     return None if held is None else decode_note(run, held, WaitNote)
-
-
-def kind_of(note: WaitNote) -> Kind:
-    """Return what kind of call noted that its wait began."""
-    return note.kind or (Kind.EVENT if note.name else Kind.DELAY)
 
 
 def described(note: WaitNote | None) -> str:
