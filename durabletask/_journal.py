@@ -30,6 +30,8 @@ _NOTED_BY = {
     Kind.START: frozenset({Kind.DO}),
 }
 
+_ON_THE_WAY = frozenset({Kind.WAIT, Kind.RETRY, Kind.START, Kind.HEARTBEAT})
+
 # The key alone where there is no index: nearly always, and a string costs less than a tuple.
 _Slot = str | tuple[str, int]
 
@@ -37,7 +39,7 @@ _Slot = str | tuple[str, int]
 class Journal:
     """The record of one process, as one run asks for it."""
 
-    __slots__ = ("notes", "slots", "unasked")
+    __slots__ = ("_recorded", "notes", "slots", "unasked")
 
     def __init__(self, checkpoints: Iterable[Checkpoint] = ()) -> None:
         self.slots: dict[_Slot, Checkpoint | None] = {}
@@ -53,11 +55,20 @@ class Journal:
             else:
                 self.slots[_slot(checkpoint.key, checkpoint.index)] = checkpoint
                 self.unasked += 1
+        self._recorded = len(self.slots)
+        if self.notes is not None:
+            self._drop_settled(self.notes)
+
+    @property
+    def recalling(self) -> bool:
+        """Whether every call so far was recorded, and some that are have not been made."""
+        return self.unasked > 0 and len(self.slots) == self._recorded
 
     def add(self, checkpoint: Checkpoint) -> None:
         """Take in what this run records for a call that it has yet to get to."""
         self.slots[_slot(checkpoint.key, checkpoint.index)] = checkpoint
         self.unasked += 1
+        self._recorded += 1
 
     def ask(self, kind: Kind, key: str, index: int = NO_INDEX) -> Checkpoint | None:
         """Return what is recorded under a key, or None if the call is to run now.
@@ -87,6 +98,19 @@ class Journal:
         slots[slot] = None
         self.unasked -= 1
         return held
+
+    def _drop_settled(self, notes: dict[tuple[Kind, str, int], Checkpoint]) -> None:
+        """Forget what was noted of calls on their way to an outcome that is recorded by now.
+
+        Not once the process is being undone: the notes of an undo have the place of its step's.
+        """
+        if any(kind is Kind.DECISION for kind, _, _ in notes):
+            return
+        for kind, key, index in list(notes):
+            if kind in _ON_THE_WAY and _slot(key, index) in self.slots:
+                del notes[kind, key, index]
+        if not notes:
+            self.notes = None
 
     def _check_notes(self, kind: Kind, key: str, index: int) -> None:
         for noted, kinds in _NOTED_BY.items():

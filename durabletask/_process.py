@@ -31,8 +31,8 @@ class Process(StepCalls, MapCalls, WaitCalls, ChildCalls, StateCalls):
 
     @property
     def resuming(self) -> bool:
-        """Whether the run still has recorded calls to recall."""
-        return self._run.journal.unasked > 0 or self._run.collecting
+        """Whether the run still recalls: recorded calls lie before it, and it has made no new one."""
+        return self._run.journal.recalling or self._run.collecting
 
     @property
     def log(self) -> "ProcessLogger":

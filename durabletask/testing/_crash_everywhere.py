@@ -37,7 +37,8 @@ DEADLY = (Fate.DIE_BEFORE, Fate.DIE_AFTER)
 _ELSEWHEN = timedelta(days=401, hours=7, seconds=13)  # no round number, so that times show
 # A life after a crash may take so much longer than an undisturbed one, and is not yet endless.
 _STEPS_FACTOR, _STEPS_MORE = 20, 2_000
-_OWN_NOTES = frozenset({Kind.WAIT, Kind.RETRY})  # say how it went, not what came of it
+# Say how it went, not what came of it.
+_OWN_NOTES = frozenset({Kind.WAIT, Kind.RETRY, Kind.OVERTAKEN, Kind.HEARTBEAT})
 _TIMED = frozenset({Kind.DELAY})
 
 

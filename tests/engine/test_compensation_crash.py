@@ -112,21 +112,10 @@ def host_of(*args: Any, **options: Any) -> ProcessHost:
     return ProcessHost(*args, errors=[DeclinedError], **options)
 
 
-def forgive_overtaken(report: CrashReport) -> None:
-    """Pass over the note that a result overtook a cancellation, where that is all that differs.
-
-    It stands behind the result, and is not missed if the program dies between the two.
-    """
-    report.differences = [
-        each for each in report.differences if not all("overtaken" in line for line in each.what)
-    ]
-
-
 @pytest.mark.parametrize("fn", SCENARIOS)
 def test_death_at_every_call(fn: Fn) -> None:
     """Rule 8, F001-F003: dead before and after each storage call, then resumed by another host."""
     report = crash_everywhere(fn, host=host_of)
-    forgive_overtaken(report)
     report.check()
     assert report.deaths >= 10
 
@@ -135,7 +124,6 @@ def test_death_at_every_call(fn: Fn) -> None:
 def test_death_on_disk(fn: Fn) -> None:
     """Rule 8, F001-F003: the same over a folder, whose lock and files go with the program."""
     report = crash_everywhere(fn, host=host_of, survivor=OnDisk)
-    forgive_overtaken(report)
     report.check()
     assert report.deaths >= 10
 
