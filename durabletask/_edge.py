@@ -60,17 +60,18 @@ def moment_of(what: str, moment: datetime | timedelta | None, now: datetime) -> 
     """
     if moment is None:
         return None
-    if isinstance(moment, datetime) and moment.utcoffset() is not None:
-        return moment.astimezone(UTC)
-    if not isinstance(moment, timedelta):
+    is_aware = isinstance(moment, datetime) and moment.utcoffset() is not None
+    if not (is_aware or isinstance(moment, timedelta)):
         raise InvalidArgumentError(
             f"{what} is {moment!r}",
             hint="a timedelta, or an aware datetime such as datetime.now(UTC) + …",
         )
     try:
-        return now + moment
+        return moment.astimezone(UTC) if isinstance(moment, datetime) else now + moment
     except OverflowError:
-        raise InvalidArgumentError(f"{what} is {moment}, which leaves the calendar") from None
+        raise InvalidArgumentError(
+            f"{what} is {moment}, which leaves the calendar", hint="the years 1 to 9999, in UTC"
+        ) from None
 
 
 def times_of(
