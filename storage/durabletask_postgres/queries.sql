@@ -69,20 +69,12 @@ where r.process_id = any ($1::text[]);
 
 -- name: list
 select r.*, null::text[] as kinds, null::integer[] as event_positions
-from durabletask.process_row r
-where ($1::text[] is null or r.status = any ($1))
-    and ($2::text is null or r.name = $2)
-    and ($3::text is null or starts_with(r.process_id, $3))
+from durabletask.list_processes(
     -- As text: a codec of the user's for jsonb must not get hold of it.
-    and ($4::text is null or r.tag_set @> $4::text::jsonb)
-    and ($5::timestamptz is null or r.created_at >= $5)
-    and ($6::timestamptz is null or r.created_at < $6)
-    and ($7::timestamptz is null or r.finished_at >= $7)
-    and ($8::timestamptz is null or r.finished_at < $8)
-    and ($9::text is null or r.parent_id = $9)
-    and ($10::timestamptz is null or (r.created_at, r.process_id) > ($10, $11::text))
-order by r.created_at, r.process_id
-limit $12;
+    $1, $2, $3, $4::text::jsonb, $5, $6, $7, $8, $9, $10, $11, $12)
+    with ordinality as n (process_no, place)
+join durabletask.process_row r on r.process_no = n.process_no
+order by n.place;
 
 -- name: purge
 select p.process_id, p.refused from durabletask.purge($1) p;

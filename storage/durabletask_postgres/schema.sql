@@ -56,16 +56,25 @@ create table durabletask.process (
     cancel_met          boolean not null default false,
     suspend_reason      bytea,
     status_after        text,
-    request_ids         text[]
+    request_ids         text[],
+    -- The status, but one for the two between which a process goes to and fro: an index on the
+    -- status would make every wait four times as dear.
+    phase               text not null generated always as (
+        case when status in ('running', 'waiting') then 'live' else status end) stored
 ) with (fillfactor = 80);
 
 create index process_claimable on durabletask.process (name, claimable_at, process_no)
     where claimable_at is not null;
 create index process_owner on durabletask.process (owner_no) where owner_no is not null;
 create index process_news on durabletask.process (owner_no, process_no) where news;
-create index process_created on durabletask.process (created_at, process_id);
 create index process_finished on durabletask.process (finished_at) where finished_at is not null;
-create index process_parent on durabletask.process (parent_id) where parent_id is not null;
+create index process_parent on durabletask.process (parent_id, created_at)
+    where parent_id is not null;
+-- For lists. What has no tags costs nothing in their index.
+create index process_phase on durabletask.process (phase, created_at);
+create index process_name on durabletask.process (name, phase, created_at);
+create index process_tags on durabletask.process using gin (tags jsonb_path_ops)
+    where tags is not null;
 
 -- One row a recorded outcome. (epoch, seq, ordinal) is the order in which they were recorded.
 create table durabletask.checkpoint (
@@ -193,6 +202,12 @@ create function durabletask.is_claimable(status text) returns boolean
 language sql immutable parallel safe
 begin atomic
     select status in ('running', 'waiting', 'compensating');
+end;
+
+create function durabletask.phase_of(status text) returns text
+language sql immutable parallel safe
+begin atomic
+    select case when status in ('running', 'waiting') then 'live' else status end;
 end;
 
 create function durabletask.may_follow(before text, after text) returns boolean
@@ -664,6 +679,9 @@ begin
         claimable_at = case when durabletask.is_claimable(p.status) then now_at end,
         updated_at = now_at,
         seq = greatest(p.seq, r.seq),
+        -- As in `take_carefully`.
+        name = p.name,
+        status = p.status,
         -- A death counts if nothing was recorded since the process was claimed.
         deaths = case
             when greatest(p.seq, r.seq) > 0 then 0
@@ -2095,6 +2113,34 @@ begin
 end
 $$;
 
+-- Make a process, whose row the caller holds, that of a host, as `take` does; return its epoch.
+--
+-- An index on columns that an update does not name is taken to hold mere versions of the row, and
+-- before a page of it is split Postgres looks at the rows that this page leads to, damaged ones
+-- among them. To name the columns spares the indexes on them that look.
+create function durabletask.take_carefully(of_process bigint, host_no bigint, now_at timestamptz)
+returns integer
+language plpgsql volatile as $$
+declare
+    v_epoch integer;
+begin
+    update durabletask.process p
+    set epoch = p.epoch + 1,
+        seq = 0,
+        owner_no = host_no,
+        parked = false,
+        news = false,
+        claimable_at = null,
+        started_at = coalesce(p.started_at, now_at),
+        updated_at = now_at,
+        name = p.name,
+        status = p.status
+    where p.process_no = of_process
+    returning p.epoch into v_epoch;
+    return v_epoch;
+end
+$$;
+
 -- Take the longest claimable processes of those that can be read; `noted` if some could not be
 -- written, so that others may have been passed by.
 create function durabletask.take_readable(
@@ -2128,7 +2174,7 @@ begin
             where p.process_no = v_no and p.claimable_at <= now_at
             for update skip locked;
             if found then
-                epochs := epochs || durabletask.take(array[v_no], host_no, now_at);
+                epochs := epochs || durabletask.take_carefully(v_no, host_no, now_at);
                 nos := nos || v_no;
             end if;
         exception when internal_error or system_error then
@@ -2154,7 +2200,9 @@ begin
             where p.process_no = v_no and p.news
             for update skip locked;
             if found then
-                update durabletask.process p set news = false where p.process_no = v_no;
+                update durabletask.process p
+                set news = false, name = p.name, status = p.status  -- as in `take_carefully`
+                where p.process_no = v_no;
                 v_news := v_news || v_no;
             end if;
         exception when internal_error or system_error then
@@ -3077,3 +3125,264 @@ end
 $$;
 
 insert into durabletask.migration (version, name, applied_at) values (8, 'in_turn', clock_timestamp());
+
+-- Lists: a page in order of creation, in milliseconds whatever is asked and however much there is.
+--
+-- Each way reads an index and stops. Parent, name and phase are found in the order of the page. Ids,
+-- tags and the time of the end are looked for among the next ones in that order, which is where
+-- those that are frequent are, and then by indexes of their own, where those that are rare are few.
+-- Only what is neither is looked for among all. The ways are chosen by what they find and not by
+-- statistics, which know nothing of what lies together.
+
+-- Return the processes behind one in the order and before another that match, the first of them.
+create function durabletask.list_in_order(
+    after_at timestamptz, after_id text, until_at timestamptz, until_id text,
+    phases text[], of_name text, of_parent text,
+    statuses text[], prefix text, tag_set jsonb,
+    finished_from timestamptz, finished_until timestamptz, count_max integer
+) returns setof bigint
+language plpgsql stable
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+begin
+    if of_parent is not null then
+        return query
+        select p.process_no from durabletask.process p
+        where p.parent_id = of_parent
+            and (p.created_at, p.process_id) > (after_at, after_id)
+            and (p.created_at, p.process_id) < (until_at, until_id)
+            and (of_name is null or p.name = of_name)
+            and p.phase = any (phases)
+            and (statuses is null or p.status = any (statuses))
+            and (prefix is null or starts_with(p.process_id, prefix))
+            and (tag_set is null or p.tags @> tag_set)
+            and (finished_from is null or p.finished_at >= finished_from)
+            and (finished_until is null or p.finished_at < finished_until)
+        order by p.created_at, p.process_id
+        limit count_max;
+    elsif of_name is not null then
+        return query
+        select m.process_no
+        from unnest(phases) as f (phase)
+        cross join lateral (
+            select p.process_no, p.created_at, p.process_id from durabletask.process p
+            where p.name = of_name and p.phase = f.phase
+                and (p.created_at, p.process_id) > (after_at, after_id)
+                and (p.created_at, p.process_id) < (until_at, until_id)
+                and (statuses is null or p.status = any (statuses))
+                and (prefix is null or starts_with(p.process_id, prefix))
+                and (tag_set is null or p.tags @> tag_set)
+                and (finished_from is null or p.finished_at >= finished_from)
+                and (finished_until is null or p.finished_at < finished_until)
+            order by p.created_at, p.process_id
+            limit count_max
+        ) m
+        order by m.created_at, m.process_id
+        limit count_max;
+    else
+        return query
+        select m.process_no
+        from unnest(phases) as f (phase)
+        cross join lateral (
+            select p.process_no, p.created_at, p.process_id from durabletask.process p
+            where p.phase = f.phase
+                and (p.created_at, p.process_id) > (after_at, after_id)
+                and (p.created_at, p.process_id) < (until_at, until_id)
+                and (statuses is null or p.status = any (statuses))
+                and (prefix is null or starts_with(p.process_id, prefix))
+                and (tag_set is null or p.tags @> tag_set)
+                and (finished_from is null or p.finished_at >= finished_from)
+                and (finished_until is null or p.finished_at < finished_until)
+            order by p.created_at, p.process_id
+            limit count_max
+        ) m
+        order by m.created_at, m.process_id
+        limit count_max;
+    end if;
+end
+$$;
+
+-- Return where the next `look_max` processes end in the order, of the parent or of the phase where
+-- that comes first; null where there are no more than that.
+create function durabletask.list_horizon(
+    after_at timestamptz, after_id text, inout until_at timestamptz, inout until_id text,
+    phases text[], of_name text, of_parent text, look_max integer
+)
+language plpgsql stable
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+begin
+    if of_parent is not null then
+        select p.created_at, p.process_id into until_at, until_id
+        from durabletask.process p
+        where p.parent_id = of_parent
+            and (p.created_at, p.process_id) > (after_at, after_id)
+            and (p.created_at, p.process_id) < (until_at, until_id)
+        order by p.created_at, p.process_id
+        offset look_max limit 1;
+    elsif of_name is not null then
+        select m.created_at, m.process_id into until_at, until_id
+        from unnest(phases) as f (phase)
+        cross join lateral (
+            select p.created_at, p.process_id from durabletask.process p
+            where p.name = of_name and p.phase = f.phase
+                and (p.created_at, p.process_id) > (after_at, after_id)
+                and (p.created_at, p.process_id) < (until_at, until_id)
+            order by p.created_at, p.process_id
+            offset look_max limit 1
+        ) m
+        order by m.created_at, m.process_id
+        limit 1;
+    else
+        select m.created_at, m.process_id into until_at, until_id
+        from unnest(phases) as f (phase)
+        cross join lateral (
+            select p.created_at, p.process_id from durabletask.process p
+            where p.phase = f.phase
+                and (p.created_at, p.process_id) > (after_at, after_id)
+                and (p.created_at, p.process_id) < (until_at, until_id)
+            order by p.created_at, p.process_id
+            offset look_max limit 1
+        ) m
+        order by m.created_at, m.process_id
+        limit 1;
+    end if;
+end
+$$;
+
+-- Return up to `look_max` processes that match in their ids, else in the time of their end, else in
+-- their tags, whichever is asked for and leads to fewer than that; else return null.
+create function durabletask.list_few(
+    prefix text, tag_set jsonb, finished_from timestamptz, finished_until timestamptz,
+    look_max integer
+) returns bigint[]
+language plpgsql stable
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off as $$
+declare
+    v_found bigint[];
+begin
+    if prefix is not null then
+        v_found := array(
+            select p.process_no from durabletask.process p
+            -- No id is so long that it could come behind the bound.
+            where p.process_id >= prefix and p.process_id < prefix || repeat(chr(1114111), 1000)
+            limit look_max);
+        if cardinality(v_found) < look_max then
+            return v_found;
+        end if;
+    end if;
+    if finished_from is not null or finished_until is not null then
+        v_found := array(
+            select p.process_no from durabletask.process p
+            where p.finished_at >= coalesce(finished_from, '-infinity')
+                and p.finished_at < coalesce(finished_until, 'infinity')
+            limit look_max);
+        if cardinality(v_found) < look_max then
+            return v_found;
+        end if;
+    end if;
+    if tag_set is not null then
+        v_found := array(
+            select p.process_no from durabletask.process p
+            where p.tags @> tag_set and p.tags is not null
+            limit look_max);
+        if cardinality(v_found) < look_max then
+            return v_found;
+        end if;
+    end if;
+    return null;
+end
+$$;
+
+-- Return the numbers of the processes of a page, in order.
+create function durabletask.list_processes(
+    statuses text[], of_name text, prefix text, tag_set jsonb,
+    created_from timestamptz, created_until timestamptz,
+    finished_from timestamptz, finished_until timestamptz,
+    of_parent text, after_at timestamptz, after_id text, count_max integer
+) returns setof bigint
+language plpgsql stable
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+declare
+    v_look_max constant integer := 2000;
+    v_few_max constant integer := 10000;
+    v_phases text[];
+    v_until_at timestamptz := coalesce(created_until, 'infinity');
+    v_until_id text := '';
+    v_near_at timestamptz;
+    v_near_id text;
+    v_seeks boolean;
+    v_found bigint[];
+begin
+    prefix := nullif(prefix, '');
+    v_phases := array(
+        select distinct durabletask.phase_of(s.status)
+        from unnest(coalesce(statuses, array[
+            'running', 'suspended', 'compensating', 'completed', 'failed', 'cancelled',
+            'terminated', 'quarantined'])) as s (status)
+        where finished_from is null and finished_until is null
+            or durabletask.is_finished(s.status));
+    if not 'live' = any (v_phases) or statuses @> array['running', 'waiting'] then
+        statuses := null;  -- the phases say it all
+    end if;
+    if after_at is null or after_at < created_from then
+        after_at := coalesce(created_from, '-infinity');
+        after_id := '';  -- before every id
+    end if;
+    v_seeks := prefix is not null or tag_set is not null or finished_from is not null
+        or finished_until is not null;
+    if v_seeks or statuses is not null
+        or (of_parent is not null and (of_name is not null or cardinality(v_phases) < 8))
+    then
+        select h.until_at, h.until_id into v_near_at, v_near_id
+        from durabletask.list_horizon(after_at, after_id, v_until_at, v_until_id, v_phases, of_name,
+            of_parent, v_look_max) h;
+    end if;
+    v_found := array(
+        select durabletask.list_in_order(
+            after_at, after_id, coalesce(v_near_at, v_until_at), coalesce(v_near_id, v_until_id),
+            v_phases, of_name, of_parent, statuses, prefix, tag_set, finished_from, finished_until,
+            count_max));
+    if v_near_at is null or cardinality(v_found) >= count_max then
+        return query select unnest(v_found);
+        return;
+    end if;
+    v_found := null;
+    if v_seeks then
+        v_found := durabletask.list_few(prefix, tag_set, finished_from, finished_until, v_few_max);
+    end if;
+    if v_found is null then
+        return query select durabletask.list_in_order(
+            after_at, after_id, v_until_at, v_until_id, v_phases, of_name, of_parent, statuses,
+            prefix, tag_set, finished_from, finished_until, count_max);
+    else
+        return query
+        select p.process_no from durabletask.process p
+        where p.process_no = any (v_found)
+            and (p.created_at, p.process_id) > (after_at, after_id)
+            and (p.created_at, p.process_id) < (v_until_at, v_until_id)
+            and p.phase = any (v_phases)
+            and (of_name is null or p.name = of_name)
+            and (of_parent is null or p.parent_id is not distinct from of_parent)
+            and (statuses is null or p.status = any (statuses))
+            and (prefix is null or starts_with(p.process_id, prefix))
+            and (tag_set is null or p.tags @> tag_set)
+            and (finished_from is null or p.finished_at >= finished_from)
+            and (finished_until is null or p.finished_at < finished_until)
+        order by p.created_at, p.process_id
+        limit count_max;
+    end if;
+end
+$$;
+
+insert into durabletask.migration (version, name, applied_at) values (9, 'list', clock_timestamp());

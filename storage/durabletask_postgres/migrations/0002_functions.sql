@@ -34,6 +34,12 @@ begin atomic
     select status in ('running', 'waiting', 'compensating');
 end;
 
+create function durabletask.phase_of(status text) returns text
+language sql immutable parallel safe
+begin atomic
+    select case when status in ('running', 'waiting') then 'live' else status end;
+end;
+
 create function durabletask.may_follow(before text, after text) returns boolean
 language sql immutable parallel safe
 begin atomic
@@ -503,6 +509,9 @@ begin
         claimable_at = case when durabletask.is_claimable(p.status) then now_at end,
         updated_at = now_at,
         seq = greatest(p.seq, r.seq),
+        -- As in `take_carefully`.
+        name = p.name,
+        status = p.status,
         -- A death counts if nothing was recorded since the process was claimed.
         deaths = case
             when greatest(p.seq, r.seq) > 0 then 0

@@ -374,6 +374,34 @@ begin
 end
 $$;
 
+-- Make a process, whose row the caller holds, that of a host, as `take` does; return its epoch.
+--
+-- An index on columns that an update does not name is taken to hold mere versions of the row, and
+-- before a page of it is split Postgres looks at the rows that this page leads to, damaged ones
+-- among them. To name the columns spares the indexes on them that look.
+create function durabletask.take_carefully(of_process bigint, host_no bigint, now_at timestamptz)
+returns integer
+language plpgsql volatile as $$
+declare
+    v_epoch integer;
+begin
+    update durabletask.process p
+    set epoch = p.epoch + 1,
+        seq = 0,
+        owner_no = host_no,
+        parked = false,
+        news = false,
+        claimable_at = null,
+        started_at = coalesce(p.started_at, now_at),
+        updated_at = now_at,
+        name = p.name,
+        status = p.status
+    where p.process_no = of_process
+    returning p.epoch into v_epoch;
+    return v_epoch;
+end
+$$;
+
 -- Take the longest claimable processes of those that can be read; `noted` if some could not be
 -- written, so that others may have been passed by.
 create function durabletask.take_readable(
@@ -407,7 +435,7 @@ begin
             where p.process_no = v_no and p.claimable_at <= now_at
             for update skip locked;
             if found then
-                epochs := epochs || durabletask.take(array[v_no], host_no, now_at);
+                epochs := epochs || durabletask.take_carefully(v_no, host_no, now_at);
                 nos := nos || v_no;
             end if;
         exception when internal_error or system_error then
@@ -433,7 +461,9 @@ begin
             where p.process_no = v_no and p.news
             for update skip locked;
             if found then
-                update durabletask.process p set news = false where p.process_no = v_no;
+                update durabletask.process p
+                set news = false, name = p.name, status = p.status  -- as in `take_carefully`
+                where p.process_no = v_no;
                 v_news := v_news || v_no;
             end if;
         exception when internal_error or system_error then
