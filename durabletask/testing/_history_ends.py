@@ -3,6 +3,7 @@
 Each function is one invariant; it yields what breaks it.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from datetime import datetime, timedelta
@@ -53,8 +54,12 @@ def one_end(facts: Facts) -> Iterator[Violation]:
             what = f"status {snapshot.row.status} with the ending {snapshot.row.ending}"
             yield Violation("I14", process_id, what)
     for of, ends in endings.items():
-        if len(ends) > 1:
-            yield Violation("I14", of[0], f"it has ended {len(ends)} times")
+        retried = len(facts.eras.retries.get(of, ()))
+        if len(ends) > 1 + retried:
+            what = f"it has ended {len(ends)} times, and was retried {retried} times"
+            yield Violation("I14", of[0], what)
+        if retried:
+            continue  # what was recorded and run after an end may be of the time after a retry
         end, told_at = ends[0]
         last = end.epoch, end.seq
         for held in _checkpoints(facts.of_final(of)):
@@ -66,6 +71,27 @@ def one_end(facts: Facts) -> Iterator[Violation]:
                 continue
             if asked.epoch >= end.epoch:
                 yield Violation("I14", of[0], f"{asked.key!r} ran after the end")
+
+
+def terminated_for_good(facts: Facts) -> Iterator[Violation]:
+    """I14: what was terminated stays so, and nothing is recorded after the answer that said so."""
+    over: dict[Incarnation, float] = {}
+    for call in facts.requests:
+        if call.done is not None and call.done.status is Status.TERMINATED:
+            of = call.asked.process_id, call.done.incarnation
+            over[of] = min(over.get(of, math.inf), call.ended)
+    for of in over:
+        final = facts.of_final(of)
+        if final is not None and final.row.status is not Status.TERMINATED:
+            yield Violation("I14", of[0], f"it was terminated, and is {final.row.status}")
+    for id, unit in facts.units.items():
+        asked = unit.asked
+        # To let go of it is all that its host may do, and no record.
+        writes = asked.writes or asked.consumes or asked.ending or asked.spawns or asked.sends
+        late = unit.calls[0].began > over.get(id[:2], math.inf)
+        if late and unit.fate is Fate.RECORDED and (writes or asked.restart):
+            what = f"unit {id[2]}.{id[3]} was recorded after it had been terminated"
+            yield Violation("I14", id[0], what)
 
 
 _ENDED = FINISHED | {Status.QUARANTINED}
@@ -84,7 +110,7 @@ def one_creation(facts: Facts) -> Iterator[Violation]:
             continue
         of = done.process_id, done.incarnation
         made = done.creation_id, done.digest
-        if shown.setdefault(of, made) != made:
+        if done.digest and shown.setdefault(of, made) != made:
             yield Violation("I15", of[0], f"incarnation {of[1]} is of {shown[of]} and of {made}")
         if done.fresh != (done.creation_id == call.asked.creation_id):
             what = f"creation {call.asked.creation_id!r} was told that it was {done.creation_id!r}"

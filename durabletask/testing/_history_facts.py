@@ -1,18 +1,22 @@
-"""A history and the final state, indexed once for the invariants that ask about them.
+"""A history and the final state, indexed once for the invariants that ask about them."""
 
-Order is the position in the merged history, and nothing else: A happened
-before B if the answer to A stands before the request of B. What was never
-answered may happen until the end.
-"""
-
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from enum import Enum, auto
-from typing import Generic, TypeAlias, TypeVar
+from dataclasses import dataclass
 
-from durabletask._model import Checkpoint, Kind, Snapshot
+from durabletask._model import Checkpoint, Snapshot
+from durabletask.testing._history_calls import (
+    Call,
+    Fate,
+    Incarnation,
+    Place,
+    UnitFacts,
+    UnitId,
+    only,
+    pair,
+    units_of,
+)
+from durabletask.testing._history_eras import Eras
 from durabletask.testing._history_records import (
     AnyOperation,
     Claim,
@@ -21,24 +25,26 @@ from durabletask.testing._history_records import (
     Create,
     Deliver,
     Execute,
-    Operation,
-    Phase,
     Purge,
     Renew,
+    Request,
     See,
+    Sent,
+    Spawn,
     Write,
 )
 
-O = TypeVar("O", bound=Operation)  # noqa: E741  (an operation)
-
-Incarnation: TypeAlias = tuple[str, int]
-"""(process_id, incarnation)"""
-
-Place: TypeAlias = tuple[str, int, Kind, str, int]
-"""(process_id, incarnation, kind, key, index)"""
-
-UnitId: TypeAlias = tuple[str, int, int, int]
-"""(process_id, incarnation, epoch, seq)"""
+__all__ = [
+    "Call",
+    "Facts",
+    "Fate",
+    "Incarnation",
+    "Place",
+    "Take",
+    "UnitFacts",
+    "UnitId",
+    "Violation",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,63 +63,6 @@ class Violation:
 
     def __str__(self) -> str:
         return f"{self.invariant} {self.process_id!r}: {self.what}"
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[O]):
-    """A request with its answer.
-
-    Attributes:
-        began: Position of the request.
-        ended: Position of the answer; infinite where there is none.
-    """
-
-    asked: O
-    answer: O | None
-    began: int
-    ended: float
-
-    @property
-    def done(self) -> O | None:
-        """The answer, if the request was carried out for sure."""
-        return self.answer if self.answer is not None and self.answer.phase is Phase.OK else None
-
-    @property
-    def refused(self) -> bool:
-        """Whether it was certainly not carried out."""
-        return self.answer is not None and self.answer.phase is Phase.FAIL
-
-
-class Fate(Enum):
-    """What became of a unit, over all of its repeats."""
-
-    RECORDED = auto()
-    REFUSED = auto()
-    UNKNOWN = auto()
-
-
-@dataclass(slots=True)
-class UnitFacts:
-    """One unit and all requests to record it.
-
-    Attributes:
-        asked: As it was recorded, if it was; the repeat of a transaction may have another result.
-        recorded_at: Position of the first answer that said so; infinite where none did.
-    """
-
-    asked: Commit
-    calls: list[Call[Commit]] = field(default_factory=list)
-    fate: Fate = Fate.UNKNOWN
-    recorded_at: float = math.inf
-
-    def firsts(self) -> Iterator[Write]:
-        """Yield the writes that win by being first, each place once."""
-        seen = set()
-        for write in self.asked.writes:
-            place = write.kind, write.key, write.index
-            if not write.replaces and place not in seen:
-                seen.add(place)
-                yield write
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +94,32 @@ class Facts:
         Raises:
             ValueError: The history has an answer to nothing.
         """
-        self.calls = calls = _pair(history)
-        self.creates = _only(calls, Create)
-        self.delivers = _only(calls, Deliver)
-        self.claims = _only(calls, Claim)
-        self.commits = _only(calls, Commit)
-        self.purges = _only(calls, Purge)
-        self.renewals = _only(calls, Renew)
-        self.closings = _only(calls, CloseLease)
-        self.executions = _only(calls, Execute)
-        self.sights = _only(calls, See)
+        self.calls = calls = pair(history)
+        self.creates = only(calls, Create)
+        self.delivers = only(calls, Deliver)
+        self.claims = only(calls, Claim)
+        self.commits = only(calls, Commit)
+        self.purges = only(calls, Purge)
+        self.renewals = only(calls, Renew)
+        self.closings = only(calls, CloseLease)
+        self.executions = only(calls, Execute)
+        self.sights = only(calls, See)
         self.final = {snapshot.row.process_id: snapshot for snapshot in final}
-        self.units = _units(self.commits)
+        self.units = units_of(self.commits)
         self.units_of: dict[Incarnation, list[tuple[UnitId, UnitFacts]]] = defaultdict(list)
         for id, unit in self.units.items():
             self.units_of[id[:2]].append((id, unit))
+        self.requests = only(calls, Request)
+        self.eras = Eras(self.units, self.requests)
+        self.spawned: dict[tuple[str, str], list[tuple[UnitFacts, Spawn]]] = defaultdict(list)
+        """What units have spawned, by process and creation id."""
+        self.sent: dict[tuple[str, str], list[tuple[UnitFacts, Sent]]] = defaultdict(list)
+        """What units have sent, by receiver and event id."""
+        for unit in self.units.values():
+            for child in unit.asked.spawns:
+                self.spawned[child.process_id, child.creation_id].append((unit, child))
+            for event in unit.asked.sends:
+                self.sent[event.process_id, event.event_id].append((unit, event))
         self.takes = list(_takes(self.claims, self.creates))
         self.held: dict[Place, tuple[int, Checkpoint]] = {}
         """What the storage holds at the end, and its place in the order recorded."""
@@ -167,6 +127,12 @@ class Facts:
             for order, each in enumerate(snapshot.checkpoints):
                 place = process_id, snapshot.row.incarnation, each.kind, each.key, each.index
                 self.held.setdefault(place, (order, each))
+        self.aside: dict[Place, list[Checkpoint]] = defaultdict(list)
+        """What retries have put aside."""
+        for process_id, snapshot in self.final.items():
+            for each in snapshot.forgotten:
+                place = process_id, snapshot.row.incarnation, each.kind, each.key, each.index
+                self.aside[place].append(each)
         replaced = {call.asked.process_id for call in self.creates if call.asked.replace}
         self.may_be_gone = replaced | {call.asked.process_id for call in self.purges}
         """Processes whose earlier incarnations, or all of them, somebody asked to remove."""
@@ -176,60 +142,24 @@ class Facts:
         snapshot = self.final.get(of[0])
         return snapshot if snapshot is not None and snapshot.row.incarnation == of[1] else None
 
+    def above(self, process_id: str) -> set[str]:
+        """Return the ids of a process and of its ancestors, as far as they are there."""
+        line: set[str] = set()
+        rest: str | None = process_id
+        while rest is not None and rest not in line:
+            line.add(rest)
+            final = self.final.get(rest)
+            parent = None if final is None else final.row.parent
+            rest = None if parent is None else parent.process_id
+        return line
+
     def present(self, unit: UnitId, write: Write) -> bool:
-        """Return whether the storage holds this very write at the end."""
-        found = self.held.get((unit[0], unit[1], write.kind, write.key, write.index))
-        return found is not None and (found[1].epoch, found[1].seq) == unit[2:]
-
-
-def _pair(history: Sequence[AnyOperation]) -> list[Call[Operation]]:
-    calls: list[Call[Operation]] = []
-    open: dict[tuple[str, int], tuple[Operation, int]] = {}
-    for position, operation in enumerate(history):
-        name = operation.who, operation.call
-        if operation.phase is Phase.INVOKE:
-            open[name] = operation, position
-            continue
-        if name not in open:
-            raise ValueError(f"operation {position} of the history answers nothing: {operation}")
-        asked, began = open.pop(name)
-        # Unknown is as good as unanswered: it may still be carried out.
-        ended = math.inf if operation.phase is Phase.INFO else position
-        calls.append(Call(asked, operation, began, ended))
-    calls += [Call(asked, None, began, math.inf) for asked, began in open.values()]
-    calls.sort(key=lambda call: call.began)
-    return calls
-
-
-def _only(calls: Iterable[Call[Operation]], kind: type[O]) -> list[Call[O]]:
-    found: list[Call[O]] = []
-    for call in calls:
-        if isinstance(call.asked, kind):
-            answer = call.answer if isinstance(call.answer, kind) else None
-            found.append(Call(call.asked, answer, call.began, call.ended))
-    return found
-
-
-def unit_id(asked: Commit) -> UnitId:
-    """Return what names a unit for good."""
-    return asked.process_id, asked.incarnation, asked.epoch, asked.seq
-
-
-def _units(commits: Iterable[Call[Commit]]) -> dict[UnitId, UnitFacts]:
-    units: dict[UnitId, UnitFacts] = {}
-    for call in commits:
-        unit = units.setdefault(unit_id(call.asked), UnitFacts(call.asked))
-        unit.calls.append(call)
-        if call.done is not None and not call.done.held:
-            unit.fate, unit.asked = Fate.RECORDED, call.asked
-            unit.recorded_at = min(unit.recorded_at, call.ended)
-    for unit in units.values():
-        # Overtaken: nothing of the unit was written, as little as of a refused one.
-        if unit.fate is not Fate.RECORDED and all(
-            call.refused or (call.done is not None and call.done.held) for call in unit.calls
-        ):
-            unit.fate = Fate.REFUSED
-    return units
+        """Return whether the storage holds this very write at the end, put aside or not."""
+        place = unit[0], unit[1], write.kind, write.key, write.index
+        found = self.held.get(place)
+        return (found is not None and (found[1].epoch, found[1].seq) == unit[2:]) or any(
+            (each.epoch, each.seq) == unit[2:] for each in self.aside.get(place, ())
+        )
 
 
 def _takes(claims: Iterable[Call[Claim]], creates: Iterable[Call[Create]]) -> Iterator[Take]:

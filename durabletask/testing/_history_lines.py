@@ -66,7 +66,8 @@ def created_line(answer: Created, host_id: str) -> Create:
         phase=Phase.OK,
         process_id=row.process_id,
         creation_id=row.creation_id,
-        digest=creation_digest(row.name, row.input),
+        # A restart has given it other arguments than those of its creation.
+        digest="" if row.generation else creation_digest(row.name, row.input),
         fresh=answer.fresh,
         owned=answer.fresh and bool(host_id) and row.owner == host_id,
         incarnation=row.incarnation,

@@ -19,7 +19,7 @@ from durabletask.testing._history_facts import (
     UnitFacts,
     Violation,
 )
-from durabletask.testing._history_records import CloseLease, Deliver, Execute
+from durabletask.testing._history_records import CloseLease, Commit, Deliver, Execute
 from durabletask.testing._history_units import is_late, trace_of
 
 
@@ -45,19 +45,22 @@ def epochs_rise(facts: Facts) -> Iterator[Violation]:
     for id, unit in facts.units.items():
         if any(write.kind is Kind.TRANSACTION for write in unit.asked.writes):
             continue  # its result is made anew with each attempt
-        if any(
-            (call.asked.writes, call.asked.consumes, call.asked.ending)
-            != (unit.asked.writes, unit.asked.consumes, unit.asked.ending)
-            for call in unit.calls
-        ):
+        if any(_content(call.asked) != _content(unit.asked) for call in unit.calls):
             yield Violation("I7", id[0], f"unit {id[2]}.{id[3]} is the name of two units")
+
+
+def _content(asked: Commit) -> tuple[object, ...]:
+    """Return what a repeat must have in common with the first."""
+    reach = asked.spawns, asked.sends, asked.restart, asked.meets_cancel
+    return asked.writes, asked.consumes, asked.ending, reach
 
 
 def no_late_write(facts: Facts) -> Iterator[Violation]:
     """I8: in the order recorded epochs never fall, nor does a unit's number in its epoch.
 
     Nor is a unit of an older epoch recorded, or acknowledged, after a newer one was taken: a
-    claim is handed all that is older than itself. Positions of events have no gaps.
+    claim is handed all that is older than itself. Nothing is left of the generation before a
+    restart. Positions of events have no gaps, but for what a restart has dropped.
     """
     for process_id, snapshot in facts.final.items():
         last = 0, 0
@@ -70,8 +73,14 @@ def no_late_write(facts: Facts) -> Iterator[Violation]:
                 what = f"{each.kind} {each.key!r} of {each.epoch}.{each.seq} stands behind {last}"
                 yield Violation("I8", process_id, what)
             last = max(last, here)
+            if facts.eras.is_dropped((process_id, snapshot.row.incarnation), here):
+                what = f"{each.kind} {each.key!r} of {each.epoch}.{each.seq} outlived a restart"
+                yield Violation("I8", process_id, what)
         positions = [event.position for event in snapshot.events]
-        if positions != list(range(1, len(positions) + 1)):
+        expected = list(range(1, len(positions) + 1))
+        if snapshot.row.generation:
+            expected = sorted(set(positions))
+        if positions != expected:
             yield Violation("I8", process_id, f"its events have the positions {positions}")
     for take in facts.takes:
         final = facts.of_final(take.of)
@@ -156,21 +165,26 @@ def claims_hand_out_everything(facts: Facts) -> Iterator[Violation]:
         if take.recalls < len(places):
             what = f"epoch {take.epoch} was handed {take.recalls} of at least {len(places)} records"
             yield Violation("I21", take.of[0], what)
-        yield from _mailbox(take, units, arrived[take.of[0]])
+        restored = facts.eras.restored(take.of)
+        yield from _mailbox(take, units, arrived[take.of[0]], restored)
 
 
 def _told(facts: Facts, take: Take) -> set[tuple[Kind, str, int]]:
     """Return the places of which somebody was told, before a claim was asked for."""
     return {
         (write.kind, write.key, write.index)
-        for _, unit in facts.units_of[take.of]
+        for id, unit in facts.units_of[take.of]
         if unit.recorded_at < take.began
         for write in unit.asked.writes
+        if not facts.eras.may_be_dropped(take.of, (id[2], id[3]))
+        and not facts.eras.may_be_aside(
+            take.of, (write.kind, write.key, write.index), (id[2], id[3])
+        )
     }
 
 
 def _mailbox(
-    take: Take, units: list[UnitFacts], arrived: list[Call[Deliver]]
+    take: Take, units: list[UnitFacts], arrived: list[Call[Deliver]], restored: set[int]
 ) -> Iterator[Violation]:
     """Yield what is wrong with the mailbox that was handed out."""
     gone: set[int] = set()
@@ -180,7 +194,7 @@ def _mailbox(
             gone.update(unit.asked.consumes)
         if unit.calls[0].began < take.ended:
             maybe_gone.update(unit.asked.consumes)
-    for position in gone.intersection(take.mailbox):
+    for position in gone.intersection(take.mailbox) - restored:
         what = f"epoch {take.epoch} was handed event {position}, which was consumed"
         yield Violation("I21", take.of[0], what)
     there = {

@@ -6,8 +6,9 @@ Each function is one invariant; it yields what breaks it.
 from collections.abc import Iterator
 
 from durabletask._transitions import FINISHED
+from durabletask.testing._history_eras import Slot
 from durabletask.testing._history_facts import Facts, Fate, UnitFacts, UnitId, Violation
-from durabletask.testing._history_records import Commit, ending_text
+from durabletask.testing._history_records import Commit, Write, ending_text
 
 
 def refused_leaves_no_trace(facts: Facts) -> Iterator[Violation]:
@@ -22,6 +23,8 @@ def refused_leaves_no_trace(facts: Facts) -> Iterator[Violation]:
             if (call.asked.process_id, call.asked.creation_id)
             == (process_id, snapshot.row.creation_id)
         ]
+        if (process_id, snapshot.row.creation_id) in facts.spawned:
+            made = []
         if made and all(call.refused for call in made):
             yield Violation("I22", process_id, "its creation was refused, and it exists")
         sent: dict[str, bool] = {}
@@ -30,7 +33,7 @@ def refused_leaves_no_trace(facts: Facts) -> Iterator[Violation]:
                 event_id = delivery.asked.event_id
                 sent[event_id] = sent.get(event_id, True) and delivery.refused
         for event in snapshot.events:
-            if sent.get(event.event_id, False):
+            if sent.get(event.event_id, False) and (process_id, event.event_id) not in facts.sent:
                 what = f"event {event.event_id!r} was refused, and is in the mailbox"
                 yield Violation("I22", process_id, what)
 
@@ -64,7 +67,7 @@ def units_are_whole(facts: Facts) -> Iterator[Violation]:
     for id, unit in facts.units.items():
         firsts = list(unit.firsts())
         final = facts.of_final(id[:2])
-        if final is None or not firsts:
+        if final is None or not firsts or facts.eras.may_be_dropped(id[:2], id[2:]):
             continue
         there = [facts.present(id, write) for write in firsts]
         if any(there) and not all(there):
@@ -73,16 +76,29 @@ def units_are_whole(facts: Facts) -> Iterator[Violation]:
             yield from _missing(facts, id, unit.asked)
 
 
+def _slot(write: Write) -> Slot:
+    return write.kind, write.key, write.index
+
+
 def _missing(facts: Facts, id: UnitId, asked: Commit) -> Iterator[Violation]:
     process_id, incarnation, epoch, seq = id
     final = facts.final[process_id]
     unit = f"unit {epoch}.{seq} is recorded"
     consumed = {event.position for event in final.events if event.consumed}
-    for position in set(asked.consumes) - consumed:
+    restored = facts.eras.restored((process_id, incarnation))
+    for position in set(asked.consumes) - consumed - restored:
         yield Violation("I23", process_id, f"{unit}, and event {position} is in the mailbox still")
     for write in asked.writes:
         found = facts.held.get((process_id, incarnation, write.kind, write.key, write.index))
-        if write.replaces and (found is None or (found[1].epoch, found[1].seq) < (epoch, seq)):
+        newest = max(
+            ((each.epoch, each.seq) for each in facts.aside.get((*id[:2], *_slot(write)), ())),
+            default=(0, 0),
+        )
+        if found is not None:
+            newest = max(newest, (found[1].epoch, found[1].seq))
+        if write.replaces and newest < (epoch, seq):
             yield Violation("I23", process_id, f"{unit}, and its {write.kind} {write.key!r} is not")
+    if facts.eras.retries.get(id[:2]):
+        return
     if asked.ending.partition(":")[0] in FINISHED and final.row.ending is None:
         yield Violation("I23", process_id, f"{unit}, and its ending is not")

@@ -24,11 +24,17 @@ from durabletask.testing._history_ends import (
     everything_ends,
     one_creation,
     one_end,
+    terminated_for_good,
     timers_are_never_early,
 )
 from durabletask.testing._history_events import events_are_kept, events_keep_their_order
 from durabletask.testing._history_facts import Facts, Violation
 from durabletask.testing._history_file import History, HistoryFile, HistoryList, read_histories
+from durabletask.testing._history_kin import (
+    ends_are_told,
+    reach_is_whole,
+    refused_reaches_nobody,
+)
 from durabletask.testing._history_owners import (
     claims_hand_out_everything,
     epochs_rise,
@@ -56,6 +62,7 @@ from durabletask.testing._history_records import (
     Write,
     digest,
 )
+from durabletask.testing._history_requests import requests_are_kept, requests_were_made
 from durabletask.testing._history_results import (
     acknowledged_is_kept,
     effects_are_bounded,
@@ -112,10 +119,16 @@ INVARIANTS = (
     events_keep_their_order,
     timers_are_never_early,
     one_end,
+    terminated_for_good,
     one_creation,
     claims_hand_out_everything,
     refused_leaves_no_trace,
     units_are_whole,
+    requests_are_kept,
+    requests_were_made,
+    reach_is_whole,
+    refused_reaches_nobody,
+    ends_are_told,
 )
 """I1 to I3, I5 to I15, I21 to I23: what holds of every history."""
 
