@@ -10,7 +10,7 @@ from typing import Any, Generic, NoReturn, TypeVar, TypeVarTuple
 import durabletask._children as _children
 from durabletask._durable_call import Calls, DurableCall, DurableWait
 from durabletask._edge import checked_tags, event_of, moment_of
-from durabletask._errors import InvalidArgumentError, ProcessInterrupted
+from durabletask._errors import InvalidArgumentError, ProcessInterrupted, UnregisteredProcessError
 from durabletask._limits import check_name
 from durabletask._model import Kind, NewEvent
 from durabletask._run import Run
@@ -83,8 +83,11 @@ class ChildCalls(Calls):
         Raises:
             ProcessExistsError: Recorded: the id belongs to a process that this
                 call did not spawn.
-            UnregisteredProcessError, InvalidArgumentError, SerializationError,
-            LimitExceededError: It cannot be spawned so; nothing was recorded.
+            InvalidArgumentError, SerializationError, LimitExceededError: It cannot
+                be spawned so; nothing was recorded.
+            ProcessInterrupted: This host has no such process function: the process
+                is quarantined, since a deployment that forgets one is no
+                failure of the child, and nobody is to roll back because of it.
         """
         birth = self._birth(key, fn, args, process_id, tags, start_at, deadline)
         return DurableCall(Kind.CHILD, key, _spawn(self._run, key, birth))
@@ -184,7 +187,11 @@ class ChildCalls(Calls):
         check_name("key", key)
         child_id = _children.derived_id(run, key) if process_id is None else process_id
         check_name("process_id", child_id)
-        definition = run.services.registry.of(fn)
+        try:
+            definition = run.services.registry.of(fn)
+        except UnregisteredProcessError as error:
+            run.check_caller(key)
+            raise run.quarantine(error) from error
         input, digest = definition.signature.encode(child_id, args)
         return _children.Birth(
             process_id=child_id,
