@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_process_*",),
     ("_process",),
     ("_runner",),
+    ("_rehearsal",),
     # All processes of a host, and what holds them from outside.
     ("_session",),
     ("_requests",),
