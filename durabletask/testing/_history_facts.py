@@ -111,6 +111,17 @@ class Facts:
             self.units_of[id[:2]].append((id, unit))
         self.requests = only(calls, Request)
         self.eras = Eras(self.units, self.requests)
+        self.requests_of: dict[str, list[Call[Request]]] = defaultdict(list)
+        for asked in self.requests:
+            self.requests_of[asked.asked.process_id].append(asked)
+        self.created: dict[tuple[str, str], list[Call[Create]]] = defaultdict(list)
+        """What clients and hosts have created, by process and creation id."""
+        for made in self.creates:
+            self.created[made.asked.process_id, made.asked.creation_id].append(made)
+        self.raised: dict[tuple[str, str], list[Call[Deliver]]] = defaultdict(list)
+        """What was delivered, by receiver and event id."""
+        for raised in self.delivers:
+            self.raised[raised.asked.process_id, raised.asked.event_id].append(raised)
         self.spawned: dict[tuple[str, str], list[tuple[UnitFacts, Spawn]]] = defaultdict(list)
         """What units have spawned, by process and creation id."""
         self.sent: dict[tuple[str, str], list[tuple[UnitFacts, Sent]]] = defaultdict(list)

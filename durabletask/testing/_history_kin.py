@@ -58,13 +58,14 @@ def _reached(facts: Facts, id: UnitId, unit: UnitFacts) -> Iterator[Violation]:
         others = [each for each, _ in facts.spawned[child.process_id, child.creation_id]]
         if all(each.fate is Fate.REFUSED for each in others):
             yield Violation(code, id[0], f"{what}, and its child {child.process_id!r} is there")
-    raised = {(call.asked.process_id, call.asked.event_id) for call in facts.delivers}
     for event in unit.asked.sends:
         name = event.process_id, event.event_id
         receiver = facts.final.get(event.process_id)
         if receiver is None or all(each.event_id != event.event_id for each in receiver.events):
             continue
-        if name not in raised and all(each.fate is Fate.REFUSED for each, _ in facts.sent[name]):
+        if name not in facts.raised and all(
+            each.fate is Fate.REFUSED for each, _ in facts.sent[name]
+        ):
             yield Violation(code, id[0], f"{what}, and its event {event.event_id!r} is sent")
 
 

@@ -38,10 +38,8 @@ def _lost(facts: Facts, call: Call[Request], done: Request, final: Snapshot) -> 
     elif asked.action is Action.SUSPEND and done.status is Status.SUSPENDED:
         # To resume is to undo it, and what ends a process ends its suspension.
         undone = row.ending is not None or any(
-            each.asked.process_id == asked.process_id
-            and each.asked.action is Action.RESUME
-            and not each.refused
-            for each in facts.requests
+            each.asked.action is Action.RESUME and not each.refused
+            for each in facts.requests_of[asked.process_id]
         )
         if row.status is not Status.SUSPENDED and not undone:
             yield Violation("I1", asked.process_id, "the suspension is lost")
@@ -52,7 +50,7 @@ def requests_were_made(facts: Facts) -> Iterator[Violation]:
     for process_id, snapshot in facts.final.items():
         row = snapshot.row
         of = process_id, row.incarnation
-        mine = [call for call in facts.requests if call.asked.process_id == process_id]
+        mine = facts.requests_of.get(process_id, [])
         restarts = len(facts.eras.restarts.get(of, ()))
         if row.generation > restarts:
             what = f"it is generation {row.generation}, and has restarted {restarts} times"
@@ -81,10 +79,9 @@ def _cancelled(facts: Facts, process_id: str, reason: str) -> Iterator[Violation
     above = facts.above(process_id)
     found = [
         call
-        for call in facts.requests
-        if call.asked.action is Action.CANCEL
-        and call.asked.process_id in above
-        and call.asked.reason == reason
+        for each in above
+        for call in facts.requests_of.get(each, ())
+        if call.asked.action is Action.CANCEL and call.asked.reason == reason
     ]
     if found or above <= facts.final.keys():  # else whoever was asked may be gone
         yield from _unasked(process_id, "asked to cancel", found)

@@ -32,7 +32,16 @@ from durabletask.testing._history_records import (
 )
 
 OWN_KEYS = frozenset(
-    {Kind.WAIT, Kind.RETRY, Kind.OVERTAKEN, Kind.START, Kind.UNDO, Kind.DECISION, Kind.REPORT}
+    {
+        Kind.WAIT,
+        Kind.RETRY,
+        Kind.OVERTAKEN,
+        Kind.START,
+        Kind.UNDO,
+        Kind.DECISION,
+        Kind.REPORT,
+        Kind.HEARTBEAT,
+    }
 )
 """The engine's own records; all other kinds share one space of keys."""
 
@@ -118,11 +127,7 @@ def nothing_is_invented(facts: Facts) -> Iterator[Violation]:
 def _unasked(facts: Facts, process_id: str, row: ProcessRow) -> Iterator[Violation]:
     """Yield what the row of a process shows that nobody has asked for."""
     made = creation_digest(row.name, row.input)
-    named = {
-        call.asked.digest
-        for call in facts.creates
-        if (call.asked.process_id, call.asked.creation_id) == (process_id, row.creation_id)
-    }
+    named = {call.asked.digest for call in facts.created.get((process_id, row.creation_id), ())}
     named |= {child.digest for _, child in facts.spawned.get((process_id, row.creation_id), ())}
     if made not in named and not (row.generation and named):
         yield Violation("I2", process_id, f"creation {row.creation_id!r} was never asked for")
@@ -133,7 +138,7 @@ def _unasked(facts: Facts, process_id: str, row: ProcessRow) -> Iterator[Violati
     ending = ending_text(row.ending)
     above = facts.above(process_id)
     asked_for = {asked.ending for asked in units}
-    asked_for |= {call.asked.ending for call in facts.requests if call.asked.process_id in above}
+    asked_for |= {call.asked.ending for each in above for call in facts.requests_of.get(each, ())}
     # Of a line that has a gap nobody can say who was asked.
     if ending and ending not in asked_for and above <= facts.final.keys():
         yield Violation("I2", process_id, f"the ending {ending} was never asked for")

@@ -17,14 +17,8 @@ def refused_leaves_no_trace(facts: Facts) -> Iterator[Violation]:
         if unit.fate is Fate.REFUSED and not is_late(unit):
             yield from trace_of("I22", facts, id, unit)
     for process_id, snapshot in facts.final.items():
-        made = [
-            call
-            for call in facts.creates
-            if (call.asked.process_id, call.asked.creation_id)
-            == (process_id, snapshot.row.creation_id)
-        ]
-        if (process_id, snapshot.row.creation_id) in facts.spawned:
-            made = []
+        name = process_id, snapshot.row.creation_id
+        made = [] if name in facts.spawned else facts.created.get(name, [])
         if made and all(call.refused for call in made):
             yield Violation("I22", process_id, "its creation was refused, and it exists")
         sent: dict[str, bool] = {}

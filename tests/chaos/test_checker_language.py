@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from durabletask.storage import Action, Checkpoint, Ending, Form, Status
+from durabletask.storage import Action, Checkpoint, Ending, Form, Kind, Status
 from durabletask.testing._history_facts import Facts
 from durabletask.testing.history import INVARIANTS
 from tests.chaos.handmade import FAIL, FINISH, INFO, SILENT, Story, child, held, sent
@@ -119,6 +119,10 @@ GOOD: dict[str, Story] = {
     "two calls of one child, and the second refused": spawned()
     .wrote(1, 2, spawns=(child(),), answer=FAIL, why="other origin", stored=False)
     .beside("c1"),
+    "a step that beats": begun()
+    .wrote(1, 1, step("a", b"1", kind=Kind.HEARTBEAT, replaces=True))
+    .ran("a")
+    .wrote(1, 2, step("a")),
     "an event to a child": spawned(sends=(sent("e1"),)).beside("c1", "e1"),
 }
 
