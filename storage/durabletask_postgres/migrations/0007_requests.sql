@@ -1,16 +1,14 @@
 -- Requests: what is asked of processes from outside, of them and of their descendants.
 --
+-- The planner is told what to do by `request` and `commit_in_turn`, from which the others are called.
+--
 -- Nothing here needs a lease. A host that records for one of these processes waits for the row, and
 -- then finds what was asked.
 
 -- Put the end of a process into the mailbox of its parent, however full that is; the caller holds
 -- the rows of both. Return the parent's id, or null if there was nobody to tell.
 create function durabletask.tell_parent(child_no bigint, again text, now_at timestamptz) returns text
-language plpgsql volatile
-set plan_cache_mode = 'force_generic_plan'
-set enable_seqscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off as $$
+language plpgsql volatile as $$
 #variable_conflict use_column
 declare
     v_end record;
@@ -42,11 +40,7 @@ $$;
 
 -- Return the numbers of all processes below these, finished or not.
 create function durabletask.descendants(process_nos bigint[]) returns setof bigint
-language plpgsql volatile
-set plan_cache_mode = 'force_generic_plan'
-set enable_seqscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off as $$
+language plpgsql volatile as $$
 begin
     return query
     with recursive below (process_no, process_id) as (
@@ -70,11 +64,7 @@ $$;
 -- so it looks again until nothing is new. Numbers rise from parents to children; what comes late may
 -- be out of order all the same, and then a lock_timeout refuses the request, not a deadlock.
 create function durabletask.lock_kin(ids text[], descend text[]) returns bigint[]
-language plpgsql volatile
-set plan_cache_mode = 'force_generic_plan'
-set enable_seqscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off as $$
+language plpgsql volatile as $$
 declare
     v_descend bigint[];
     v_seen bigint[] := '{}';
@@ -169,11 +159,7 @@ create function durabletask.retry_process(
     of_process bigint, new_status text, forget_kinds text[], forget_keys text[],
     forget_indexes integer[], restored integer[], now_at timestamptz
 ) returns void
-language plpgsql volatile
-set plan_cache_mode = 'force_generic_plan'
-set enable_seqscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off as $$
+language plpgsql volatile as $$
 #variable_conflict use_column
 declare
     v_restored integer;
