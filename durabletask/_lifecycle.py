@@ -5,7 +5,8 @@ It refuses to know what the units hold and what user code is told (`_run`).
 
 import asyncio
 import logging
-from datetime import datetime
+from collections.abc import Callable
+from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import Any, TypeVar
 
@@ -33,6 +34,9 @@ from durabletask._undos import Undos
 _log = logging.getLogger("durabletask")
 
 T = TypeVar("T")
+
+_UNRECORDED = datetime.min.replace(tzinfo=UTC)
+"""In place of a recorded due time, so that it is recorded again."""
 
 WAITS_FEW = 8
 """Up to so many open waits the status is worked out with each record and rides in its unit."""
@@ -64,9 +68,10 @@ class Outside:
         meeting: While it is being met by waits.
         restart: The input with which the process is to begin anew.
         leaves: Whether it is to be given back as soon as its task has ended.
+        on_record: Called once, when the first unit of this run is on its way.
     """
 
-    __slots__ = ("cancel_reason", "has_met", "leaves", "meeting", "restart")
+    __slots__ = ("cancel_reason", "has_met", "leaves", "meeting", "on_record", "restart")
 
     def __init__(self) -> None:
         self.cancel_reason: bytes | None = None
@@ -74,6 +79,7 @@ class Outside:
         self.meeting: Meeting | None = None
         self.restart: bytes | None = None
         self.leaves = False
+        self.on_record: Callable[[], None] | None = None
 
 
 class Phase(Enum):
@@ -234,6 +240,8 @@ class Lifecycle:
             more: What few units have, as `Unit` names it.
         """
         self.seq += 1
+        if self.outside is not None and self.outside.on_record is not None:
+            self._say_recorded(self.outside)
         if ending is None and leave is None and (self.waiting or self.recorded is not _RUNNING):
             if self.waiting <= WAITS_FEW:
                 unit = self._unit_with_status(checkpoints, consumes)
@@ -258,6 +266,10 @@ class Lifecycle:
         """Return the unit that records the status, or None if it is recorded already."""
         if self._phase is not Phase.OPEN or self._stand() == (self.recorded, self._wake_at):
             return None
+        if self.outside is not None and self.outside.on_record is not None:
+            if self.steps:
+                return None  # nothing new, and what runs may be what ends programs
+            self._say_recorded(self.outside)
         self.seq += 1
         return self._unit_with_status((), ())
 
@@ -406,6 +418,13 @@ class Lifecycle:
             if self.steps == 0:
                 self.interrupt()
 
+    def watch(self, on_record: Callable[[], None]) -> None:
+        """Tell as soon as anything is recorded; also that the process waits, as it did before."""
+        self.outside = self.outside or Outside()
+        self.outside.on_record = on_record
+        self.gated = True
+        self._wake_at = _UNRECORDED
+
     def stand_back(self, *, at_once: bool) -> None:
         """Unwind, since the process is suspended or was ended from outside, and give it back.
 
@@ -515,6 +534,11 @@ class Lifecycle:
         return answer.result().refused is None
 
     # --- inside ------------------------------------------------------------------------------
+
+    def _say_recorded(self, outside: Outside) -> None:
+        on_record, outside.on_record = outside.on_record, None
+        if on_record is not None:
+            on_record()
 
     def _end_waits(self) -> None:
         for future, _ in (*self._open_waits(), *(self._holds or {}).items()):

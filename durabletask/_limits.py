@@ -25,6 +25,8 @@ class Limits:
         batch_units_max: Units in one commit.
         batch_bytes_max: Payload bytes in one commit; one larger unit still goes alone.
         threads_max: Synchronous steps that run at once.
+        deaths_max: Hosts that may die in a row while they run one process,
+            nothing of it being recorded in between, before it is quarantined.
     """
 
     value_bytes_max: int = 2 * 1024 * 1024
@@ -37,6 +39,7 @@ class Limits:
     batch_units_max: int = 10_000
     batch_bytes_max: int = 8 * 1024 * 1024
     threads_max: int = 32
+    deaths_max: int = 20
 
 
 def check_name(what: str, text: object) -> str:

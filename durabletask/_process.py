@@ -31,7 +31,7 @@ class Process(StepCalls, MapCalls, WaitCalls, ChildCalls, StateCalls):
 
     @property
     def resuming(self) -> bool:
-        """Whether the run still recalls: recorded calls lie before it, and it has made no new one."""
+        """Whether the run still recalls: it has made no new call yet, and not all recorded ones."""
         return self._run.journal.recalling or self._run.collecting
 
     @property

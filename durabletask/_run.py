@@ -98,7 +98,10 @@ class Run(Lifecycle):
             self._phase is not Phase.OPEN
             or self._overtaken is not None
             or self.deadlines
-            or (self.outside is not None and self.outside.cancel_reason is not None)
+            or (
+                self.outside is not None
+                and (self.outside.cancel_reason is not None or self.outside.on_record is not None)
+            )
         )
 
     def check_caller(self, key: str) -> None:

@@ -164,6 +164,15 @@ def quarantined(run: Run, error: BaseException) -> Ending:
     return Ending(Status.QUARANTINED, Form.ERROR, run.services.failures.encode(error))
 
 
+def deadly(process_id: str, deaths: int) -> ProcessQuarantinedError:
+    """Return the error under which a process is set aside that hosts die of."""
+    return ProcessQuarantinedError(
+        process_id,
+        f"{deaths} hosts in a row died while they ran it, and nothing was recorded in between",
+        hint="find what ends the program (memory, a crash in C code, os._exit), then retry()",
+    )
+
+
 def damaged(process_id: str, damage: str) -> ProcessQuarantinedError:
     """Return the error under which a process with damaged records is set aside."""
     return ProcessQuarantinedError(process_id, f"the stored history is damaged: {damage}")

@@ -56,9 +56,10 @@ from durabletask._registry import Registry
 from durabletask._repeat import BACKOFF_MAX_S, BACKOFF_MIN_S, MAY_PASS, loudness, repeat_unknown
 from durabletask._retry import RetryPolicy
 from durabletask._run import Run
-from durabletask._runner import damaged, execute, quarantined, unwind
+from durabletask._runner import damaged, deadly, execute, quarantined, unwind
 from durabletask._services import Services
 from durabletask._storage import Hints, ProcessStorage
+from durabletask._suspects import SUSPECT_DEATHS, Suspects
 from durabletask._timers import Timers
 from durabletask._transitions import FINISHED
 from durabletask._writer import Writer
@@ -150,6 +151,7 @@ class Session:
         self.create = self._creations.submit
         self._timers = Timers(self._loop, self._trust.now, config.clock.recheck_s)
         self._overdue = Overdue(self._timers, self._cancel)
+        self._suspects = Suspects(self._start, self._news)
         self._services = self._make_services()
         self._unsubscribe = (
             config.storage.subscribe(self._hint)
@@ -358,7 +360,10 @@ class Session:
         if ask.limited is None:
             return claims, not is_full
         self.places.give_back(ask.limited, room)
-        return claims, not is_full and self.places.has_room(ask.limited)
+        has_room = not is_full and self.places.has_room(ask.limited)
+        if claims.more and not self.places.has_room(ask.limited):
+            self.places.want(ask.limited)
+        return claims, has_room
 
     async def _create(self, processes: list[NewProcess]) -> Sequence[Created]:
         lease = self.lease if len(self.runs) < self._config.limits.resident_max else None
@@ -407,6 +412,8 @@ class Session:
             # First, or the end of a child that was cancelled with it would end the wait for it.
             self._heed(run, claimed.row)
             run.mailbox.add(claimed.events)
+        elif claimed.row.process_id in self._suspects:
+            self._suspects.add_news(claimed)
         elif self._creating:
             self._early.setdefault(claimed.row.process_id, []).append(claimed)
 
@@ -427,6 +434,9 @@ class Session:
         definition = self._config.registry.named(row.name)
         if row.process_id in self.runs or definition is None or self._draining:
             return
+        suspect = row.deaths >= SUSPECT_DEATHS
+        if suspect and not self._suspects.may_start(claimed):
+            return
         run = Run(self._services, claimed, definition.retry or self._config.retry)
         self.runs[row.process_id] = run
         self.places.occupy(row.name)
@@ -434,6 +444,8 @@ class Session:
             self._overdue.watch(row.process_id, row.deadline_at)
         if claimed.damage is not None:
             run.quarantine_error = damaged(row.process_id, claimed.damage)
+        if suspect:
+            self._try(run, row.deaths)
         body = execute(run, definition)
         run.task = self._loop.create_task(
             body, name=row.process_id, context=self._context(run, row)
@@ -446,6 +458,18 @@ class Session:
             change = ProcessChange(row.process_id, row.name, Status.RUNNING, resumed)
             tell((observer.on_process for observer in self._config.observers), change)
 
+    def _try(self, run: Run, deaths: int) -> None:
+        """Run a suspect by itself, or not at all any more."""
+        if deaths >= self._config.limits.deaths_max:
+            run.quarantine_error = deadly(run.process_id, deaths)
+        else:
+            # Soon and not at once, since the next one must not start in the middle of a record.
+            run.watch(lambda: self._clear(run))
+
+    def _clear(self, run: Run) -> None:
+        run.regate()
+        self._loop.call_soon(self._suspects.cleared, run.process_id)
+
     def _context(self, run: Run, row: ProcessRow) -> Context | None:
         try:
             return self._config.travelling.restore(row.context)
@@ -456,6 +480,8 @@ class Session:
     def _left(self, run: Run, task: "asyncio.Task[Ending | None]") -> None:
         self.runs.pop(run.process_id, None)
         self._overdue.forget(run.process_id)
+        self.places.give_back(run.name)
+        self._suspects.cleared(run.process_id)
         if self._full:
             self._look.set()
         ending = None
