@@ -32,11 +32,12 @@ class Places:
 
         Args:
             limits: How many places a name has; a name that is not there has no limit.
-            on_room: Called when a name that was full has a free place again.
+            on_room: Called when there is a place of a name for which somebody found none.
         """
         self._limits = limits
         self._taken = dict.fromkeys(limits, 0)
         self._on_room = on_room
+        self._wanted: set[str] = set()
         self._turn = -1
 
     def round(self, names: Iterable[str], new_id: Callable[[], str]) -> list[Ask]:
@@ -59,16 +60,20 @@ class Places:
         """Take up to so many places of a limited name; return how many."""
         count = max(min(self._limits[name] - self._taken[name], count_max), 0)
         self._taken[name] += count
+        if not count:
+            self._wanted.add(name)
         return count
+
+    def want(self, name: str) -> None:
+        """Take note that there was more to take than places; at once, if there is one now."""
+        self._wanted.add(name)
+        self._tell(name)
 
     def give_back(self, name: str, count: int = 1) -> None:
         """Give back places; nothing for a name without limit."""
-        if name not in self._limits or not count:
-            return
-        was_full = not self.has_room(name)
-        self._taken[name] -= count
-        if was_full and self.has_room(name):
-            self._on_room()
+        if name in self._limits:
+            self._taken[name] -= count
+            self._tell(name)
 
     def occupy(self, name: str) -> None:
         """Take a place for a process that runs; whoever asked for it gives its own back."""
@@ -86,3 +91,8 @@ class Places:
             yield count > 0
         finally:
             self.give_back(name, count)
+
+    def _tell(self, name: str) -> None:
+        if name in self._wanted and self.has_room(name):
+            self._wanted.discard(name)
+            self._on_room()
