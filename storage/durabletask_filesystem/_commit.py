@@ -36,6 +36,7 @@ from durabletask_filesystem._log import PENDING_BYTES_MAX, DamageError, Log
 from durabletask_filesystem._reach import Plan, Reach
 from durabletask_filesystem._records import (
     CheckpointRecord,
+    ControlRecord,
     EndingRecord,
     RestartRecord,
     UnitRecord,
@@ -82,27 +83,33 @@ def check_payload(payload: bytes) -> None:
         ) from None
 
 
-def _check_units(units: Sequence[Unit]) -> None:
+def _check_units(units: Sequence[Unit]) -> list[int]:
     """Refuse a batch that cannot be written, before anything of it is.
+
+    Returns:
+        The places of the units that do more than a unit of steps can.
 
     Raises:
         InvalidArgumentError: A payload is not JSON, or something stands beside a restart.
     """
     check = _check_json
     payload = b""
+    special: list[int] = []
     try:
-        for unit in units:
+        for place, unit in enumerate(units):
             for each in unit.checkpoints:
                 payload = each.payload
                 check(payload)
             if unit.ending is not None:
                 payload = unit.ending.payload
                 check(payload)
-            if unit.spawns or unit.sends or unit.restart is not None:
+            if unit.spawns or unit.sends or unit.meets_cancel or unit.restart is not None:
+                special.append(place)
                 for payload in _others_payloads(unit):
                     check(payload)
     except msgspec.DecodeError:
         check_payload(payload)
+    return special
 
 
 def _others_payloads(unit: Unit) -> list[bytes]:
@@ -140,11 +147,13 @@ class Committer:
 
     def commit(self, host: str, units: Sequence[Unit], now: datetime) -> tuple[UnitOutcome, ...]:
         """Record units of processes that this host holds; see the seam for the rules."""
-        _check_units(units)
+        special = _check_units(units)
         outcomes: list[UnitOutcome] = []
         busy: set[str] = set()
         while True:
-            count = 0 if busy else self._write_steps(host, units, len(outcomes), now)
+            first = len(outcomes)
+            stop = next((place for place in special if place >= first), None) if special else None
+            count = 0 if busy else self._write_steps(host, units, first, stop, now)
             outcomes += [DONE] * count
             if len(outcomes) == len(units):
                 return tuple(outcomes)
@@ -264,7 +273,9 @@ class Committer:
         assert keys is not None
         return keys
 
-    def _write_steps(self, host: str, units: Sequence[Unit], first: int, now: datetime) -> int:
+    def _write_steps(
+        self, host: str, units: Sequence[Unit], first: int, stop: int | None, now: datetime
+    ) -> int:
         """Write units from the `first` on, while each is one new checkpoint and nothing else.
 
         The hot path: what `_commit` and `Table.apply_unit` do with such a
@@ -278,7 +289,7 @@ class Committer:
         begun = end = 0
         payloads: list[bytes] = []
         try:
-            for unit in islice(units, first, None):
+            for unit in islice(units, first, stop):
                 proc = procs.get(unit.process_id)
                 checkpoints = unit.checkpoints
                 seq = unit.seq
@@ -290,10 +301,6 @@ class Committer:
                     or unit.ending is not None
                     or unit.leave is not None
                     or unit.consumes
-                    or unit.spawns
-                    or unit.sends
-                    or unit.meets_cancel
-                    or unit.restart is not None
                     or seq <= proc.seq
                     or unit.epoch != proc.epoch
                     or unit.incarnation != proc.incarnation
@@ -342,7 +349,8 @@ class Committer:
     # --- writing -------------------------------------------------------------------------
 
     def _write(self, proc: Proc, unit: Unit, plan: Plan | None, now: datetime) -> UnitOutcome:
-        if plan is None and (unit.ending is None or proc.more.parent is None):
+        meets = unit.meets_cancel and proc.more.cancel_reason is not None
+        if plan is None and not meets and (unit.ending is None or proc.more.parent is None):
             number, spot = self._log.number, proc.spot
             prev = spot & OFFSET_MASK if spot >> SEGMENT_SHIFT == number else 0
             record = self._record(proc, unit, now, prev)
@@ -355,6 +363,11 @@ class Committer:
         group = Group(self._log, self._table)
         if plan is not None:
             self._reach.carry_out(group, proc, unit, plan, now)
+        if meets:
+            group.add(
+                proc,
+                lambda prev: ControlRecord(proc.id, proc.incarnation, now, prev=prev, met=True),
+            )
         group.add(proc, lambda prev: self._record(proc, unit, now, prev))
         if unit.ending is not None:
             self._reach.tell_parent(group, proc, unit.ending, now)
@@ -390,7 +403,6 @@ class Committer:
             None if ending is None else stored(ending),
             self._leave_of(proc, unit) if ending is None else None,
             self._last_state(proc, unit, now) if ending is not None else None,
-            unit.meets_cancel and proc.more.cancel_reason is not None,
         )
 
     def _leave_of(self, proc: Proc, unit: Unit) -> Leave | None:
@@ -497,6 +509,4 @@ class Committer:
         last.updated_at = now
         last.owner = last.wake_at = last.due_at = last.ending = last.keys = last.mail = None
         last.deaths = last.spot = 0
-        if unit.meets_cancel and proc.more.cancel_reason is not None:
-            last.change(cancel_met=True)
         return last

@@ -152,11 +152,13 @@ class Leases:
         for process_id, identity in taken.items():
             if self._holds(process_id, identity):
                 claimed.append(self._hand_out(self._table.procs[process_id], fresh=True))
+            elif process_id in self._table.held:
+                claimed += self._hand_out_ended(host, process_id, identity)
         for process_id in news:
             proc = self._table.procs.get(process_id)
-            if proc is None:
-                claimed += self._hand_out_ended(host, process_id)
-            elif proc.owner == host and process_id not in taken:
+            if proc is None and process_id not in taken:
+                claimed += self._hand_out_ended(host, process_id, None)
+            elif proc is not None and proc.owner == host and process_id not in taken:
                 claimed.append(self._hand_out(proc, fresh=False))
         next_at = self._table.next_due(names)
         more = next_at is not None and next_at <= now
@@ -176,19 +178,29 @@ class Leases:
             self._table.apply_claim(record, self._log.number)
         return taken, news
 
-    def _hand_out_ended(self, host: str, process_id: str) -> list[Claimed]:
-        """Return the news that a process has ended, for the host that still holds it."""
+    def _hand_out_ended(
+        self, host: str, process_id: str, taken: tuple[int, int] | None
+    ) -> list[Claimed]:
+        """Return a process that has ended without the host that still holds it.
+
+        Args:
+            host: Who asks.
+            process_id: Which.
+            taken: The incarnation and epoch in which a claim took it; None for news.
+        """
         if self._table.held.get(process_id) != host:
             return []
         try:
             proc = self._library.finished(process_id)
-            if proc is None:
+            if proc is None or taken not in {None, (proc.incarnation, proc.epoch)}:
                 return []
-            events = self._library.history(self._library.trail(proc)).events
+            history = self._library.history(self._library.trail(proc))
         except DamageError:
             return []  # the next unit of the host tells it
-        left = tuple(event for event in events if not event.consumed)
-        return [Claimed(bare_row(self._library, proc), fresh=False, events=left)]
+        left = tuple(event for event in history.events if not event.consumed)
+        fresh = taken is not None
+        row = bare_row(self._library, proc)
+        return [Claimed(row, fresh, history.checkpoints if fresh else (), left)]
 
     def _hand_out(self, proc: Proc, *, fresh: bool) -> Claimed:
         damage = self._table.damage.get(proc.id)

@@ -112,7 +112,6 @@ class UnitRecord(_Record, frozen=True, tag="unit"):
         state: With a finished status: all there is to know of the process, so
             that one record answers for it. With `leave` as well it had ended
             before, and its owner lets it go.
-        met: The request to cancel is met.
     """
 
     id: str
@@ -128,7 +127,6 @@ class UnitRecord(_Record, frozen=True, tag="unit"):
     ending: EndingRecord | None = None
     leave: Leave | None = None
     state: Proc | None = None
-    met: bool = False
 
 
 class RestartRecord(_Record, frozen=True, tag="restart"):
@@ -163,13 +161,14 @@ class RestartRecord(_Record, frozen=True, tag="restart"):
 
 
 class ControlRecord(_Record, frozen=True, tag="control"):
-    """Something was asked of a process from outside.
+    """Something was asked of a process from outside, or has been met.
 
     Attributes:
         request_id: Empty where a relative was asked.
-        action: None where nothing came of it but that the request is known.
+        action: None where nothing else came of it.
         ending: With which it has ended by it.
         state: As of a unit, if it has finished; with RETRY how it goes on.
+        met: The process has met the request to cancel, by the unit beside this.
     """
 
     id: str
@@ -184,6 +183,7 @@ class ControlRecord(_Record, frozen=True, tag="control"):
     restores: tuple[int, ...] = ()
     ending: EndingRecord | None = None
     state: Proc | None = None
+    met: bool = False
 
 
 class EventRecord(_Record, frozen=True, tag="event"):

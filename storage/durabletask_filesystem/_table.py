@@ -183,8 +183,6 @@ class Table:
         if unit.consumes and proc.mail is not None:
             for position in unit.consumes:
                 proc.mail.pending.pop(position, None)
-        if unit.met:
-            proc.change(cancel_met=True)
         if unit.status is not None:
             self._become(proc, unit.status, unit.wake_at)
         if unit.ending is not None:
@@ -283,6 +281,8 @@ class Table:
         if record.request_id:
             requests = (*proc.more.requests, record.request_id)[-REQUESTS_KEPT:]
             proc.change(requests=requests)
+        if record.met:
+            proc.change(cancel_met=True)
         if record.action is not None:
             proc.updated_at = record.at
             self._obey(proc, record, record.action)

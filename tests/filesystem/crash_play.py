@@ -28,6 +28,7 @@ from durabletask.testing.disk import (
 )
 from durabletask_filesystem._files import Folder
 from durabletask_filesystem._requests import (
+    Ask,
     Commit,
     Create,
     Deliver,
@@ -120,13 +121,14 @@ def states(store: Store) -> dict[str, State]:
 def state(snapshot: Snapshot) -> State:
     """Return one process as a digest of everything, but for who held it when the host died."""
     row = msgspec.structs.replace(snapshot.row, owner=None, owner_label=None, deaths=0)
+    parts = (row, snapshot.checkpoints, snapshot.events, snapshot.forgotten)
     return (
         str(row.status),
         row.epoch,
         row.seq,
         len(snapshot.checkpoints),
         len(snapshot.events),
-        hash(_encode((row, snapshot.checkpoints, snapshot.events))),
+        hash(_encode(parts)),
     )
 
 
@@ -141,6 +143,8 @@ def atoms(request: Request) -> Iterator[Request]:
             yield from (Commit(lease, (unit,)) for unit in units)
         case Purge(ids):
             yield from (Purge((id,)) for id in ids)
+        case Ask(controls):
+            yield from (Ask((control,)) for control in controls)
         case _:
             yield request
 

@@ -7,10 +7,15 @@ it is that every moment and every fate of the disk is tried, not length.
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from typing import Any
+
+import msgspec
 
 from durabletask.storage import (
     NO_INDEX,
+    Action,
     Checkpoint,
+    Control,
     Ending,
     Form,
     Kind,
@@ -18,10 +23,13 @@ from durabletask.storage import (
     Leave,
     NewEvent,
     NewProcess,
+    Parent,
+    Place,
     Status,
     Unit,
 )
 from durabletask_filesystem._requests import (
+    Ask,
     Claim,
     CloseLease,
     Commit,
@@ -128,6 +136,42 @@ def event(process_id: str, number: int, size: int = 6) -> NewEvent:
     )
 
 
+def child(process_id: str, of: str = "p", size: int = 12) -> NewProcess:
+    """Return a child to spawn, under a key that is its id."""
+    return msgspec.structs.replace(new(process_id, size), parent=Parent(of, 1, 0, process_id))
+
+
+def spawning(seq: int, *children: NewProcess, **fields: Any) -> Unit:
+    """Return a unit that spawns children, with the checkpoint that says so."""
+    return Unit(
+        process_id="p",
+        incarnation=1,
+        epoch=1,
+        seq=seq,
+        checkpoints=(checkpoint(f"spawn {seq}", kind=Kind.CHILD),),
+        spawns=children,
+        **fields,
+    )
+
+
+def ask(action: Action, process_id: str = "p", **fields: Any) -> tuple[Request, ...]:
+    """Return a batch of one request from outside."""
+    ending = None
+    if action is Action.TERMINATE:
+        ending = Ending(Status.TERMINATED, Form.ERROR, text(20, "ended"))
+    if action is Action.CANCEL:
+        ending = Ending(Status.CANCELLED, Form.CANCELLED, text(20, "cancelled"))
+    control = Control(
+        process_id=process_id,
+        action=action,
+        request_id=f"{action}-{process_id}",
+        reason=text(10, action),
+        ending=ending,
+        **fields,
+    )
+    return (Ask((control,)),)
+
+
 def create(*processes: NewProcess, lease: Lease | None = LEASE) -> tuple[Request, ...]:
     """Return a batch of one creation."""
     return (Create(processes, lease),)
@@ -177,6 +221,20 @@ def variable(seq: int, value: str) -> Unit:
     """Return a unit that overwrites one variable."""
     record = Checkpoint(Kind.VAR, "cursor", NO_INDEX, Form.VALUE, text(30, value), replaces=True)
     return Unit(process_id="p", incarnation=1, epoch=1, seq=seq, checkpoints=(record,))
+
+
+def plain(seq: int, *, epoch: int = 1, **fields: Any) -> Unit:
+    """Return a unit of "p" without a checkpoint."""
+    return Unit(process_id="p", incarnation=1, epoch=epoch, seq=seq, **fields)
+
+
+FAILING = plain(2, ending=Ending(Status.FAILED, Form.ERROR, text(20, "failed")))
+RETRYING: dict[str, Any] = {
+    "incarnation": 1,
+    "epoch": 1,
+    "forget": (Place(Kind.DO, "a", NO_INDEX),),
+    "restores": (1,),
+}
 
 
 SCENARIOS = (
@@ -269,6 +327,54 @@ SCENARIOS = (
         (*open_lease(SECOND), *claim("claim-1", SECOND)),
         commit(unit("p", 1, "b", epoch=2), lease=SECOND),
         Turn.KILL,
+    )),
+    Scenario("children, and their ends", (
+        (*open_lease(), *create(new("p"))),
+        commit(spawning(1, child("q"))),
+        claim("claim-1"),
+        commit(ending("q", 1)),
+        commit(spawning(2, child("q")), plain(3, consumes=(1,))),
+    )),
+    Scenario("a message to another, and to itself", (
+        (*open_lease(), *create(new("p"), new("q"))),
+        commit(
+            msgspec.structs.replace(unit("p", 1, "a"), sends=(event("q", 1), event("p", 2, 200))),
+            ending("q", 1),
+        ),
+        commit(plain(2, consumes=(1,), status=Status.WAITING, leave=Leave.PARKED)),
+    )),
+    Scenario("begun anew", (
+        (*open_lease(), *create(new("p")), *deliver(event("p", 1), event("p", 2))),
+        commit(unit("p", 1, "a"), plain(2, restart=text(20, "again"), consumes=(1,))),
+        Turn.ROTATE,
+        commit(unit("p", 3, "a")),
+        Turn.ROTATE,
+        Turn.COMPACT,
+    )),
+    Scenario("suspended, resumed and cancelled", (
+        (*open_lease(), *create(new("p"))),
+        (*ask(Action.SUSPEND), *commit(plain(1, status=Status.WAITING))),
+        ask(Action.RESUME),
+        ask(Action.CANCEL),
+        commit(spawning(2, child("q")), plain(3, meets_cancel=True), ending("p", 4)),
+        ask(Action.CANCEL, "q"),
+    )),
+    Scenario("terminated, held, and the host killed", (
+        (*open_lease(), *create(new("p"))),
+        commit(spawning(1, child("q"))),
+        ask(Action.TERMINATE),
+        Turn.ROTATE,
+        Turn.KILL,
+        (*open_lease(SECOND), *claim("claim-1", SECOND)),
+        (Purge(("p", "q")),),
+    )),
+    Scenario("failed, and tried again", (
+        (*open_lease(), *create(new("p"))),
+        (*deliver(event("p", 1)), *commit(plain(1, consumes=(1,), checkpoints=(checkpoint("a"),)))),
+        commit(FAILING),
+        ask(Action.RETRY, **RETRYING),
+        claim("claim-1"),
+        commit(unit("p", 1, "a", epoch=3)),
     )),
     Scenario("torn, then the same again", (
         create(new("p"), lease=None),
