@@ -9,14 +9,9 @@ from typing import Any, TypeVar
 
 from asyncpg import Record
 
-from durabletask.errors import (
-    InvalidArgumentError,
-    LimitExceededError,
-    StorageUnavailableError,
-)
+from durabletask.errors import LimitExceededError, StorageUnavailableError
 from durabletask.storage import (
     FINISHED,
-    Action,
     Control,
     Controlled,
     Created,
@@ -175,17 +170,7 @@ def _delivered(new: NewEvent, record: Record) -> Delivered:
 async def request(
     fetch: Fetch, statements: Statements, controls: Sequence[Control]
 ) -> list[tuple[Controlled, Sequence[str]]]:
-    """Ask something of processes; return the answers, each with the ids of whom it concerned.
-
-    Raises:
-        InvalidArgumentError: One is to end a process and does not say with what.
-    """
-    for control in controls:
-        if control.action is Action.TERMINATE and control.ending is None:
-            raise InvalidArgumentError(
-                f"a request to terminate process {control.process_id!r} has no ending; "
-                "nothing was written"
-            )
+    """Ask something of processes; return the answers, each with the ids of whom it concerned."""
 
     async def attempt(part: Sequence[Control]) -> list[tuple[Controlled, Sequence[str]]]:
         records = await fetch(statements["request"], *control_columns(part))
