@@ -88,6 +88,8 @@ class Findings:
         next_calls: The new calls that would begin next.
         waits: The open waits of earlier runs that it got to.
         never_asked: What is recorded and was not asked for until then.
+        left_behind: The same, but recorded before the last value of a variable that the
+            function has got: the rounds of a loop that goes on from its cursor.
         open_undos: Keys of the steps that are to be undone and whose undo was not found.
     """
 
@@ -97,6 +99,7 @@ class Findings:
     next_calls: list[str] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
     never_asked: list[str] = field(default_factory=list)
+    left_behind: list[str] = field(default_factory=list)
     open_undos: list[str] = field(default_factory=list)
 
 
@@ -211,7 +214,7 @@ async def _findings(
         args, kwargs = definition.signature.decode(run.take_input())
     except DecodeError as problem:
         findings.problem = problem
-        findings.never_asked = _never_asked(run)
+        _note_never_asked(run, snapshot)
         return findings
     run.collect()
     body = definition.fn(Process(run), *args, **kwargs)
@@ -221,7 +224,7 @@ async def _findings(
     while not (run.task.done() or run.is_quiet or run.interrupted):
         await asyncio.wait((run.task,), timeout=STUCK_QUIET_S)
     findings.problem = run.quarantine_error
-    findings.never_asked = _never_asked(run)
+    _note_never_asked(run, snapshot)
     findings.open_undos = _open_undos(run, snapshot)
     run.interrupt()
     with suppress(TimeoutError):
@@ -245,10 +248,25 @@ async def _watched(run: RehearsedRun, body: Coroutine[Any, Any, Any]) -> None:
         findings.is_over = not run.interrupted
 
 
-def _never_asked(run: Run) -> list[str]:
-    """Return what is recorded and was not asked for, but for what was cancelled: it is no loss."""
-    held = [each for each in run.journal.never_asked() if each.form is not Form.CANCELLED]
-    return list(dict.fromkeys(_named(each.kind, each.key) for each in held))
+def _note_never_asked(run: RehearsedRun, snapshot: Snapshot) -> None:
+    """Note what is recorded and was not asked for, but for what was cancelled: it is no loss."""
+    unasked = {id(each) for each in run.journal.never_asked()}
+    cursor = max(
+        (
+            (each.epoch, each.seq)
+            for each in snapshot.checkpoints
+            if each.kind is Kind.VAR and id(each) not in unasked
+        ),
+        default=(0, 0),
+    )
+    for each in run.journal.never_asked():
+        if each.form is Form.CANCELLED:
+            continue
+        is_behind = each.kind is not Kind.VAR and (each.epoch, each.seq) < cursor
+        found = run.findings.left_behind if is_behind else run.findings.never_asked
+        name = _named(each.kind, each.key)
+        if name not in found:
+            found.append(name)
 
 
 def _open_undos(run: Run, snapshot: Snapshot) -> list[str]:

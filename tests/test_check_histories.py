@@ -253,6 +253,31 @@ def test_every_kind_of_call_is_recalled() -> None:
     assert not report.is_over
 
 
+def test_the_rounds_behind_a_cursor_are_told_apart() -> None:
+    """Issue 4.5: a loop that goes on from its cursor asks for no earlier round; that is right."""
+
+    def process(first: str, last: str) -> Callable[..., Any]:
+        async def order(proc: Process) -> None:
+            await proc.do(first, note, "first")
+            cursor = await proc.var("cursor", 0)
+            while cursor.value < 3:
+                await proc.do(f"page/{cursor.value}", note, "")
+                await cursor.set(cursor.value + 1)
+            await proc.do(last, note, "last")
+            await proc.event("go")
+
+        return order
+
+    history = exported(process("first", "last"))
+    report = check(process("first", "last"), history)
+    assert report.ok
+    assert report.left_behind == ("do 'page/0'", "do 'page/1'", "do 'page/2'")
+    assert check(process("first", "the last"), history).never_asked == ("do 'last'",)
+    report = check(process("the first", "last"), history)
+    assert report.verdict is Verdict.REPEATS
+    assert "do 'first'" in report.never_asked
+
+
 def test_what_takes_time_is_waited_for() -> None:
     """Issue 4.5: a cancellation that comes late, and the end of a timeout, hide nothing behind."""
 

@@ -173,6 +173,9 @@ class HistoryReport:
             function came to its end, or to calls that are new. Under other
             keys its effects happen again. Behind a new call it may be asked for
             yet: look where that stands.
+        left_behind: The same, but recorded before the last value of a
+            variable that the function got: so it is with the rounds that a
+            loop with a cursor has behind it. See that it is such a loop.
         next_calls: The new calls that would begin next.
         waits: The recorded waits in which it would go on.
         open_undos: Steps that are to be undone, and have no undo in this code.
@@ -183,6 +186,7 @@ class HistoryReport:
     verdict: Verdict
     problem: BaseException | None = None
     never_asked: tuple[str, ...] = ()
+    left_behind: tuple[str, ...] = ()
     next_calls: tuple[str, ...] = ()
     waits: tuple[str, ...] = ()
     open_undos: tuple[str, ...] = ()
@@ -199,6 +203,7 @@ class HistoryReport:
             parts.append(f"{type(self.problem).__name__}: {self.problem}")
         for what, calls in (
             ("never asked for", self.never_asked),
+            ("left behind a cursor", self.left_behind),
             ("undos not found", self.open_undos),
             ("new calls", self.next_calls),
             ("goes on waiting in", self.waits),
@@ -293,6 +298,7 @@ def _report(snapshot: Snapshot, found: Findings) -> HistoryReport:
         verdict=verdict,
         problem=found.problem or raised,
         never_asked=never_asked,
+        left_behind=() if undoing else tuple(found.left_behind),
         next_calls=() if undoing else tuple(found.next_calls),
         waits=() if undoing else tuple(found.waits),
         open_undos=tuple(found.open_undos),
