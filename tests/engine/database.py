@@ -11,6 +11,7 @@ from durabletask._memory_process import begin
 from durabletask.errors import InvalidArgumentError, StorageUnavailableError
 from durabletask.storage import (
     DONE,
+    FINISHED,
     Checkpoint,
     Created,
     Delivered,
@@ -171,6 +172,8 @@ class Database(MemoryStorage):
             host.host_id,
         ):
             return UnitOutcome(Refusal.NOT_OWNER)
+        if process.status in FINISHED:
+            return UnitOutcome(Refusal.FINISHED)
         place = unit.checkpoints[0]
         held = process.find(place.kind, place.key, place.index)
         return UnitOutcome(held=(held,)) if held is not None else None

@@ -14,6 +14,7 @@ from durabletask.errors import InvalidArgumentError, LeaseLostError
 from durabletask.storage import (
     DONE,
     NO_INDEX,
+    Action,
     Checkpoint,
     Form,
     Kind,
@@ -285,6 +286,26 @@ class TransactionConformance(ConformanceBase):
                 assert (outcome == DONE) or [each.key for each in outcome.held] == [f"t{turns}"]
             assert list(await w.payloads("p")) == [f"t{turns}" for turns in range(12)]
             assert await w.user.rows() == [f"row {turns:02}" for turns in range(12)]
+
+    @needs(transactions=True)
+    async def test_a_body_of_a_terminated_process_leaves_nothing(self) -> None:
+        """G10 I14: ended before it or meanwhile, though its host still holds it; rolled back."""
+        async with self.world() as w:
+            lease = await w.host()
+            before, meanwhile = await w.add("before", "meanwhile", lease=lease)
+            await w.ask("before", Action.TERMINATE)
+
+            async def ended(connection: Any) -> bytes:
+                await w.user.put(connection, "meanwhile")
+                await w.ask("meanwhile", Action.TERMINATE)
+                return b"1"
+
+            for row, body in ((before, Body(w, "before")), (meanwhile, ended)):
+                outcome = await w.transactions.transact(lease, blank(row, 1), body)
+                assert outcome.refused is Refusal.FINISHED
+                assert await w.payloads(row.process_id) == {}
+                await w.done(lease, unit(row, 2, leave=Leave.RELEASED))
+            assert await w.user.rows() == []
 
     @needs(transactions=True)
     async def test_a_body_that_comes_too_late_leaves_nothing(self) -> None:
