@@ -33,7 +33,7 @@ class _Pydantic(Protocol):
 
 
 class _NamedTuple(Protocol):
-    _fields: ClassVar[tuple[str, ...]]
+    def _asdict(self) -> dict[str, Any]: ...
 
 
 EventObject = _Dataclass | msgspec.Struct | _Attrs | _Pydantic | _NamedTuple

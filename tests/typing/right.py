@@ -2,12 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from typing import assert_type
+from typing import NamedTuple, assert_type
 from uuid import UUID, uuid4
+
+import attrs
+import msgspec
+import pydantic
 
 from durabletask import (
     DelayResult,
@@ -19,6 +24,7 @@ from durabletask import (
     ProcessHandle,
     ProcessHost,
     ProcessInfo,
+    ProcessPage,
     RaceResult,
     RetryPolicy,
     Status,
@@ -74,7 +80,47 @@ def parse(text: bytes) -> list[int]:
     return list(text)
 
 
-host = ProcessHost(MemoryStorage(), errors=[StepError], types=[Approval], retry=RetryPolicy())
+class Paid(msgspec.Struct):
+    amount: Decimal
+
+
+class Moved(NamedTuple):
+    place: str
+
+
+@attrs.frozen
+class Rejected:
+    reason: str
+
+
+class Shipped(pydantic.BaseModel):
+    parcels: int
+
+
+tenant: ContextVar[str] = ContextVar("tenant")
+
+host = ProcessHost(
+    MemoryStorage(),
+    errors=[StepError],
+    types=[Approval],
+    retry=RetryPolicy(),
+    context=[tenant],
+    retention={"transfer": timedelta(days=30)},
+)
+
+
+@host.process(concurrency=5)
+async def by_class(proc: Process) -> None:
+    assert_type(await proc.event(Approval), Approval)
+    assert_type(await proc.event(Paid, key="paid", timeout=5), Paid)
+    assert_type(await proc.event(Moved), Moved)
+    assert_type(await proc.event(Rejected), Rejected)
+    assert_type(await proc.event(Shipped), Shipped)
+    async for paid in proc.events(Paid):
+        assert_type(paid, Paid)
+        break
+    approved, rejected = proc.event(Approval, key="a"), proc.event(Rejected, key="r")
+    assert_type((await proc.race("race", approved, rejected)).of(rejected), Rejected)
 
 
 @host.process
@@ -171,6 +217,25 @@ async def outside() -> None:
         assert_type(await host.spawn(short, "x"), ProcessHandle[int])
         await host.raise_event("transfer/1", "approved", Approval("carol"), event_id="1")
         await handle.raise_event("approved")
+        for event in (Approval("carol"), Paid(Decimal(5)), Moved("attic"), Rejected("late")):
+            await handle.raise_event(event)
+            await host.raise_event("transfer/1", event, event_id="2")
+        await handle.raise_event(Shipped(parcels=3))
+        later = await host.spawn(
+            short, "y", start_at=timedelta(hours=1), deadline=datetime.now(UTC), on_existing="error"
+        )
+        assert_type(await later.cancel("no longer needed"), None)
+        assert_type(await later.terminate(output={"refund": 5}), None)
+        await later.suspend("audit")
+        await later.resume()
+        assert_type(await later.retry(from_key="debit"), None)
+        assert_type(await later.purge(recursive=False), int)
+        assert_type(await host.cancel(name="transfer", tags={"a": "b"}, reason="closed"), int)
+        assert_type(await host.retry(status=Status.FAILED, created_from=datetime.now(UTC)), int)
+        assert_type(await host.purge(all=True), int)
+        page = await host.list_page(limit=50, parent="transfer/1")
+        assert_type(page, ProcessPage)
+        assert_type(page.cursor, str | None)
         connection = object()  # asyncpg's, with PostgresStorage
         held = await host.spawn(transfer, "t/2", "alice", Decimal(10), connection=connection)
         assert_type(held, ProcessHandle[str])

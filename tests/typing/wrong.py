@@ -4,10 +4,17 @@ mypy reports an ignore that hides nothing; that pyright refuses the same lines
 and no others is for `tests/test_typing.py` to say.
 """
 
+from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 
 from durabletask import MemoryStorage, Process, ProcessHost, RetryPolicy
+
+
+@dataclass
+class Moved:
+    place: str
+
 
 host = ProcessHost(MemoryStorage())
 
@@ -59,6 +66,12 @@ async def process(proc: Process, amount: Decimal) -> str:
     outcome: str = (await proc.race("race", raced)).of(raced)  # type: ignore[assignment]
     async with proc.timeout("text", "5"):  # type: ignore[arg-type]
         print(outcome)
+    by_class = await proc.event(Moved)
+    wrong_class: str = by_class  # type: ignore[assignment]
+    await proc.event(Moved, Moved)  # type: ignore[call-overload]
+    await proc.event(Moved("x"))  # type: ignore[call-overload]
+    proc.events(5)  # type: ignore[call-overload]
+    print(wrong_class)
     for _ in proc.events("number", int):  # type: ignore[attr-defined]
         pass
     proc.id = "other"  # type: ignore[misc]
@@ -74,14 +87,29 @@ async def outside() -> None:
     await host.spawn(process, "p", "5")  # type: ignore[arg-type]
     await host.spawn(process, 5, Decimal(5))  # type: ignore[arg-type]
     await host.spawn(process, "p", connection=object())  # type: ignore[arg-type]
-    await host.raise_event("p", "go", event_id=object())  # type: ignore[arg-type]
+    await host.raise_event("p", "go", event_id=object())  # type: ignore[call-overload]
+    await host.raise_event("p", Moved)  # type: ignore[call-overload]
+    await host.raise_event("p", Moved("x"), "payload")  # type: ignore[call-overload]
+    await host.spawn(process, "p", Decimal(5), on_existing="ignore")  # type: ignore[arg-type]
+    await host.spawn(process, "p", Decimal(5), start_at=5)  # type: ignore[arg-type]
+    await host.spawn(process, "p", Decimal(5), deadline="tomorrow")  # type: ignore[arg-type]
+    await host.cancel(nmae="x")  # type: ignore[call-arg]
+    await host.purge(created_from="yesterday")  # type: ignore[arg-type]
+    await host.terminate(reason=5)  # type: ignore[arg-type]
+    host.process(concurrency="5")  # type: ignore[call-overload]
     handle = await host.spawn(process, "p", Decimal(5))
     wrong: int = await handle.result()  # type: ignore[assignment]
     await host.get(process).result()  # type: ignore[call-overload]
-    await handle.raise_event(5)  # type: ignore[arg-type]
+    await handle.raise_event(5)  # type: ignore[call-overload]
+    await handle.raise_event({"by": "x"})  # type: ignore[call-overload]
+    await handle.cancel(5)  # type: ignore[arg-type]
+    purged: str = await handle.purge()  # type: ignore[assignment]
+    await handle.retry("key")  # type: ignore[call-arg]
     RetryPolicy(give_up_on=ValueError)  # type: ignore[arg-type]
     RetryPolicy(3)  # type: ignore[call-arg]
     ProcessHost(MemoryStorage(), errors=[int])  # type: ignore[list-item]
     ProcessHost("folder")  # type: ignore[arg-type]
     await host.stop(drain_s=timedelta(5))  # type: ignore[arg-type]
-    print(wrong)
+    ProcessHost(MemoryStorage(), context=["tenant"])  # type: ignore[list-item]
+    ProcessHost(MemoryStorage(), retention=30)  # type: ignore[arg-type]
+    print(wrong, purged)
