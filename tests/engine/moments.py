@@ -16,7 +16,7 @@ from durabletask.errors import ProcessCancelledError, ProcessError, StorageError
 from durabletask.storage import Checkpoint, Kind, Snapshot, Unit
 from durabletask.testing import VirtualClock
 from durabletask.testing._time import VirtualTimeLoop
-from tests.engine.world import Wire, World
+from tests.engine.world import World
 
 Fn = Callable[..., Coroutine[Any, Any, Any]]
 Act = Callable[[ProcessClient], Coroutine[Any, Any, object]]
@@ -69,12 +69,18 @@ class Plot:
         dies: Whether the host dies in the moment after a commit with such a unit;
             another host is there five seconds later.
         dies_then: Whether it dies as soon as `act` is done.
+        dies_at: The number, from 1, of the storage call of the host at which it
+            dies, and whether the storage has done that call by then.
+        acts_at: The number of the storage call of the host behind which `act` is
+            done, in place of a turn.
     """
 
     turn: int | None = None
     act: Act | None = None
     dies: Callable[[Unit], bool] | None = None
     dies_then: bool = False
+    dies_at: tuple[int, bool] | None = None
+    acts_at: int | None = None
 
 
 @dataclass
@@ -84,7 +90,9 @@ class Played:
     Attributes:
         turns: The loop's, from the first spawn to the end.
         units: All that were committed.
+        calls: Of the first host to its storage, from the first spawn on.
         died: Whether the host did.
+        kept: The effects of the steps that were recorded when it died.
         late: The act came after the end.
     """
 
@@ -92,7 +100,9 @@ class Played:
     units: list[Unit] = field(default_factory=list)
     effects: Counter[str] = field(default_factory=Counter)
     turns: int = 0
+    calls: int = 0
     died: bool = False
+    kept: Counter[str] = field(default_factory=Counter)
     late: bool = False
 
     def status(self, process_id: str = "p") -> Status:
@@ -140,101 +150,126 @@ def play(make: Callable[[Stage], Scenario], plot: Plot) -> Played:
     played = Played()
     stage = Stage()
     with asyncio.Runner(loop_factory=lambda: _CountingLoop(clock)) as runner:
-        runner.run(_program(clock, make(stage), plot, played))
+        runner.run(_program(clock, stage, make(stage), plot, played))
     played.effects = stage.effects
     return played
 
 
-async def _program(clock: VirtualClock, scenario: Scenario, plot: Plot, played: Played) -> None:
-    world = World(clock)
+async def _program(
+    clock: VirtualClock, stage: Stage, scenario: Scenario, plot: Plot, played: Played
+) -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, _CountingLoop)
     errors: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: errors.append(context))
     async with asyncio.timeout(100_000):
-        await _played(world, loop, scenario, plot, played)
+        await _Play(World(clock), loop, stage, scenario, plot, played).run()
     assert not errors, errors[:2]
 
 
-async def _played(
-    world: World, loop: _CountingLoop, scenario: Scenario, plot: Plot, played: Played
-) -> None:
-    host = _host(world, scenario)
-    await host.start()
-    dead: asyncio.Future[None] = loop.create_future()
-    _arm(world, host, plot, dead)
-    await host.spawn(scenario.fns[0], "p")
-    begun = loop.turns
-    acting: list[asyncio.Task[None]] = []
-    if plot.turn is not None and plot.act is not None:
-        act = plot.act
-        loop.at = begun + plot.turn
+class _Play:
+    def __init__(
+        self,
+        world: World,
+        loop: _CountingLoop,
+        stage: Stage,
+        scenario: Scenario,
+        plot: Plot,
+        played: Played,
+    ) -> None:
+        self.world, self.loop, self.stage = world, loop, stage
+        self.scenario, self.plot, self.played = scenario, plot, played
+        self.dead: asyncio.Future[None] = loop.create_future()
+        self.acting: list[asyncio.Task[None]] = []
+        self.counting = False
 
-        async def acted() -> None:
-            client = ProcessClient(world.storage, clock=world.clock)
-            try:
-                await act(client)
-            except ProcessError:
-                played.late = True
-            if plot.dies_then and not dead.done():
-                world.kill(host)
-                dead.set_result(None)
-
-        loop.then = lambda: acting.append(loop.create_task(acted()))
-    sender = loop.create_task(_send(world, scenario))
-    ended = loop.create_task(_ended(host))
-    await asyncio.wait([ended, dead], return_when=asyncio.FIRST_COMPLETED)
-    if dead.done():
-        played.died = True
-        await asyncio.sleep(5)
-        host = _host(world, scenario)
+    async def run(self) -> None:
+        loop, plot, played = self.loop, self.plot, self.played
+        self.host = host = self.new_host()
+        wire = self.world.wires[host]
+        wire.before, wire.after = self.before, self.after
         await host.start()
-        await _ended(host)
-    played.turns = loop.turns - begun
-    sender.cancel()
-    for task in acting:
-        await task
-    await asyncio.sleep(60)  # children, and what is told to parents
-    await host.stop()
-    ended.cancel()
-    await asyncio.gather(ended, sender, return_exceptions=True)
-    for process_id in world.storage._processes:
-        (snapshot,) = await world.storage.read([process_id], history=True)
-        assert snapshot is not None
-        played.snapshots[process_id] = snapshot
-    for wire in world.wires.values():
-        played.units += wire.units
+        await host.spawn(self.scenario.fns[0], "p")
+        begun, self.counting = loop.turns, True
+        if plot.turn is not None:
+            loop.at, loop.then = begun + plot.turn, self.act
+        sender = loop.create_task(self.send())
+        ended = loop.create_task(_ended(host))
+        await asyncio.wait([ended, self.dead], return_when=asyncio.FIRST_COMPLETED)
+        self.counting = False
+        if played.died:
+            await asyncio.sleep(5)
+            host = self.new_host()
+            await host.start()
+            await _ended(host)
+        played.turns = loop.turns - begun
+        sender.cancel()
+        for task in self.acting:
+            await task
+        await asyncio.sleep(60)  # children, and what is told to parents
+        await host.stop()
+        ended.cancel()
+        await asyncio.gather(ended, sender, return_exceptions=True)
+        for process_id in self.world.storage._processes:
+            (snapshot,) = await self.world.storage.read([process_id], history=True)
+            assert snapshot is not None
+            played.snapshots[process_id] = snapshot
+        for each in self.world.wires.values():
+            played.units += each.units
 
+    def new_host(self) -> ProcessHost:
+        host = self.world.host(*self.scenario.fns)
+        self.world.wires[host].before = self.world.wires[host].after = _slow
+        return host
 
-def _host(world: World, scenario: Scenario) -> ProcessHost:
-    host = world.host(*scenario.fns)
-    world.wires[host].before = world.wires[host].after = _slow
-    return host
+    def act(self) -> None:
+        self.acting.append(self.loop.create_task(self.acted()))
 
+    async def acted(self) -> None:
+        assert self.plot.act is not None
+        try:
+            await self.plot.act(ProcessClient(self.world.storage, clock=self.world.clock))
+        except ProcessError:
+            self.played.late = True
+        if self.plot.dies_then and not self.dead.done():
+            self.die()
 
-def _arm(world: World, host: ProcessHost, plot: Plot, dead: "asyncio.Future[None]") -> None:
-    """Let the host die right after the commit that the plot names."""
-    if plot.dies is None:
-        return
-    dies = plot.dies
-    wire: Wire = world.wires[host]
+    def die(self) -> None:
+        self.played.died = True
+        for process in self.world.storage._processes.values():
+            for each in process.checkpoints():
+                if each.kind not in OWN_NOTES:
+                    self.played.kept[each.key] = self.stage.effects[each.key]
+        self.world.kill(self.host)
+        self.dead.set_result(None)
 
-    async def after(call: str) -> None:
-        if call == "commit" and not dead.done() and any(map(dies, wire.units)):
-            world.kill(host)
-            dead.set_result(None)
-            await asyncio.get_running_loop().create_future()
+    async def before(self, call: str) -> None:
+        if self.counting:
+            self.played.calls += 1
+            if self.plot.dies_at == (self.played.calls, False):
+                self.die()
+                await self.loop.create_future()
         await _slow(call)
 
-    wire.after = after
+    async def after(self, call: str) -> None:
+        if self.counting:
+            number, units = self.played.calls, self.world.wires[self.host].units
+            dies = self.plot.dies is not None and call == "commit"
+            if (dies and any(map(self.plot.dies or bool, units))) or (
+                self.plot.dies_at == (number, True)
+            ):
+                self.die()
+                await self.loop.create_future()
+            if self.plot.acts_at == number and not self.acting:
+                self.act()
+        await _slow(call)
 
-
-async def _send(world: World, scenario: Scenario) -> None:
-    client = ProcessClient(world.storage, clock=world.clock)
-    for number, (name, payload, after_s) in enumerate(scenario.events):
-        await asyncio.sleep(after_s)
-        with suppress(ProcessError, StorageError):
-            await client.raise_event("p", name, payload, event_id=f"{number}")
+    async def send(self) -> None:
+        client = ProcessClient(self.world.storage, clock=self.world.clock)
+        for number, (name, payload, after_s) in enumerate(self.scenario.events):
+            await asyncio.sleep(after_s)
+            with suppress(ProcessError, StorageError):
+                await client.raise_event("p", name, payload, event_id=f"{number}")
 
 
 async def _ended(host: ProcessHost) -> None:
