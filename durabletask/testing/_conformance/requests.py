@@ -3,14 +3,7 @@
 import asyncio
 from datetime import timedelta
 
-from durabletask.storage import (
-    DONE,
-    REQUESTS_KEPT,
-    Action,
-    Leave,
-    Refusal,
-    Status,
-)
+from durabletask.storage import DONE, REQUESTS_KEPT, Action, Leave, Refusal, Status
 from durabletask.testing._conformance.base import ConformanceBase
 from durabletask.testing._conformance.world import (
     CANCEL,
@@ -19,6 +12,7 @@ from durabletask.testing._conformance.world import (
     TERMINATE,
     World,
     event,
+    new,
     step,
     unit,
 )
@@ -184,6 +178,8 @@ class RequestConformance(ConformanceBase):
             for process_id in ("p", "q"):
                 await w.ask(process_id, Action.TERMINATE)
             assert list(await w.storage.purge(["p", "q"])) == [Refusal.BUSY] * 2
+            (created,) = await w.storage.create([new("q", creation_id="next", replace=True)])
+            assert (created.row, created.refused) == (None, Refusal.BUSY)
             await w.done(lease, unit(first, 1, leave=Leave.RELEASED))
             assert list(await w.storage.purge(["p", "q"])) == [None, Refusal.BUSY]
             await w.kill(lease)
@@ -388,7 +384,8 @@ class RequestConformance(ConformanceBase):
                 assert answer.refused is Refusal.FINISHED
                 assert control.action is not Action.TERMINATE or found.status is Status.CANCELLED
         assert found.status in {Status.TERMINATED, Status.CANCELLED}
-        assert (found.finished_at is None) == (found.ending is None) == (found.ending is FINISH)
+        assert found.finished_at is not None
+        assert found.ending == (TERMINATE if found.status is Status.TERMINATED else CANCEL)
         again = await asyncio.gather(*(w.request(each) for each in controls[-REQUESTS_KEPT:]))
         assert {each.refused for (each,) in again} <= {
             None,
