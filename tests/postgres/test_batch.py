@@ -22,6 +22,7 @@ from durabletask.storage import (
     Unit,
     UnitOutcome,
 )
+from durabletask.testing._conformance.world import event, new
 from durabletask_postgres._batch import (
     AGAIN,
     NO_MARK,
@@ -113,6 +114,10 @@ def test_processes_that_write_once_each_go_in_one_part() -> None:
         ({"ending": FINISH}, [point("a")]),
         ({"leave": Leave.RELEASED}, [point("a")]),
         ({"consumes": (1,)}, [point("a")]),
+        ({"meets_cancel": True}, [point("a")]),
+        ({"spawns": (new("child"),)}, [point("a")]),
+        ({"sends": (event("q", "e"),)}, [point("a")]),
+        ({"restart": b"1"}, []),
         ({}, []),
         ({}, [point("a"), point("b")]),
         ({}, [point("a", replaces=True)]),
@@ -123,7 +128,9 @@ def test_only_a_lone_new_checkpoint_is_a_step(
 ) -> None:
     """Anything that changes the process's row, or what is there, goes the way that looks at it."""
     assert is_step(made(1, 1, point("a")))
-    assert not is_step(made(1, 1, *checkpoints, **fields))
+    other = made(1, 1, *checkpoints, **fields)
+    assert not is_step(other)
+    assert step_columns([other], {1: "p1"}) is None
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)

@@ -104,7 +104,7 @@ async def test_every_way_finds_the_same_pages(postgres: Postgres, free_schema: s
     await make(postgres.dsn, free_schema)
     # So few that each of the ways is gone: near, few, and all.
     await plant(postgres.dsn, free_schema, "list_processes", "integer := 2000", "integer := 15")
-    await plant(postgres.dsn, free_schema, "list_processes", "integer := 10000", "integer := 30")
+    await plant(postgres.dsn, free_schema, "list_processes", "integer := 5000", "integer := 30")
     random = Random(4)
     async with new_world(postgres.dsn, free_schema) as world:
         async with connected(postgres.dsn) as connection:

@@ -187,7 +187,7 @@ set enable_hashjoin = off
 set enable_mergejoin = off as $$
 declare
     v_look_max constant integer := 2000;
-    v_few_max constant integer := 10000;
+    v_few_max constant integer := 5000;
     v_phases text[];
     v_until_at timestamptz := coalesce(created_until, 'infinity');
     v_until_id text := '';
@@ -229,9 +229,11 @@ begin
         return query select unnest(v_found);
         return;
     end if;
-    v_found := null;
-    if v_seeks then
+    -- Where a tenth of a page is near, the rest is not far.
+    if v_seeks and 10 * cardinality(v_found) < count_max then
         v_found := durabletask.list_few(prefix, tag_set, finished_from, finished_until, v_few_max);
+    else
+        v_found := null;
     end if;
     if v_found is null then
         return query select durabletask.list_in_order(
