@@ -14,6 +14,8 @@ import pytest
 
 from benchmarks import (
     batches_postgres,
+    cancel_postgres,
+    children_postgres,
     claim_postgres,
     engine_memory,
     event_latency,
@@ -64,6 +66,8 @@ ON_FILES = (
 
 ON_POSTGRES = (
     batches_postgres,
+    cancel_postgres,
+    children_postgres,
     claim_postgres,
     event_postgres,
     idle_latency_postgres,
