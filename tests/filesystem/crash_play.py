@@ -3,7 +3,8 @@
 What must be found is not written by hand: a second store on a perfect disk
 plays the same requests one atom at a time (one unit, one creation, one event),
 and what it serves after each atom is what a crash may leave. So a process must
-be found after a prefix of its atoms, with every byte of every value.
+be found after a prefix of its atoms, with every byte of every value; and all
+of them together too, so that what touches several is there as a whole.
 """
 
 import logging
@@ -60,6 +61,9 @@ class StoppedClock:
 
 CLOCK = StoppedClock()
 ALL = Bounds()
+TOGETHER = "all of them"
+"""Stands among the processes for all of them at one moment."""
+
 State = tuple[str, int, int, int, int, int]
 """Of one process: status, epoch, seq, checkpoints, events, and a digest of all there is."""
 
@@ -115,6 +119,7 @@ def states(store: Store) -> dict[str, State]:
         if not isinstance(snapshot, Snapshot) or listed[snapshot.row.process_id] != snapshot.row:
             raise ValueError(f"listed {sorted(listed)}, but read {snapshot!r}")
         found[snapshot.row.process_id] = state(snapshot)
+    found[TOGETHER] = "", 0, 0, 0, 0, hash(tuple(sorted(found.items())))
     return found
 
 
@@ -178,7 +183,7 @@ def stages(scenario: Scenario) -> list[Stage]:
                     assert not any(isinstance(answer, Exception) for answer in answers), answers
                     timeline.append(states(store))
         spans.append((first, len(timeline)))
-    names = {name for found in timeline for name in found}
+    names = {name for found in timeline for name in found} - _left_out(scenario)
 
     def promise(first: int, end: int) -> Promise:
         return {name: frozenset(found.get(name) for found in timeline[first:end]) for name in names}
@@ -188,6 +193,11 @@ def stages(scenario: Scenario) -> list[Stage]:
         during = promise(first, end)
         found.append(Stage(during, during if isinstance(step, Torn) else promise(end - 1, end)))
     return found
+
+
+def _left_out(scenario: Scenario) -> set[str]:
+    """Return what there is no promise for: the order of atoms is another after a torn batch."""
+    return {TOGETHER} if any(isinstance(step, Torn) for step in scenario.steps) else set()
 
 
 def turn(
@@ -221,8 +231,17 @@ def explore(
     """Crash one scenario at every call in every way, for each of its variants."""
     plan = stages(scenario)
     entropy = Random(seed)
+    left_out = _left_out(scenario)
+
+    def serve(folder: SimulatedFolder) -> dict[str, State] | str:
+        found = subject.served(folder, entropy)
+        if isinstance(found, dict):
+            for name in left_out & found.keys():
+                del found[name]
+        return found
+
     explorer = Explorer(
-        lambda folder: subject.served(folder, entropy),
+        serve,
         seed=seed,
         bounds=bounds,
         aftermath=aftermath,
