@@ -102,11 +102,13 @@ def check_existing(row: ProcessRow, name: str, digest: str, on_existing: str) ->
     process_id = row.process_id
     if on_existing == "error":
         raise ProcessExistsError(process_id, f"process {process_id!r} exists already")
-    if on_existing == "replace" and row.status not in FINISHED:
+    if on_existing == "replace":
         raise ProcessExistsError(
             process_id,
             f"process {process_id!r} is {row.status.value}, and only a finished one is replaced",
-            hint="terminate it first, or wait for its result",
+            hint="try again; somebody was creating it"
+            if row.status in FINISHED
+            else "terminate it first, or wait for its result",
         )
     if row.input_digest != digest:
         what = "input" if row.name == name else f"function, {row.name!r}"
