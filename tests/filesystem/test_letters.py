@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 
 from durabletask.errors import StorageBusyError, StorageUnknownError
-from durabletask.storage import NewEvent, NewProcess, Query, Refusal
+from durabletask.storage import (
+    Action,
+    Control,
+    Ending,
+    Form,
+    Kind,
+    NewEvent,
+    NewProcess,
+    Place,
+    Query,
+    Refusal,
+    Status,
+    Unit,
+)
 from durabletask_filesystem import FileSystemStorage, _inbox
 from durabletask_filesystem._disk import RealFolder
 from durabletask_filesystem._requests import Read
@@ -55,6 +68,59 @@ async def test_a_client_reaches_the_folder_of_a_running_host(tmp_path: Path) -> 
         claims = await host.claim(lease, "c1", ["fn"], count_max=1)
         assert [each.row.process_id for each in claims.claimed] == ["a"]
         assert list((tmp_path / "inbox").iterdir()) == []
+
+
+async def test_a_client_asks_of_the_processes_of_a_running_host(tmp_path: Path) -> None:
+    """Issue item 2: every request goes by letter, with all it carries; the host hears of it."""
+    async with two(tmp_path) as (host, client):
+        lease = await host.open_lease("h1", "host")
+        await host.create([new("a"), new("b")], lease)
+        told: list[str | None] = []
+        host.subscribe(told.append)
+        ended = Ending(Status.TERMINATED, Form.ERROR, b' {"type":"E"}')
+        suspend = Control(
+            process_id="a", action=Action.SUSPEND, request_id="s1", reason=b'{"why": [1, 2]}'
+        )
+        terminate = Control(process_id="b", action=Action.TERMINATE, request_id="t1", ending=ended)
+        nobody = Control(process_id="c", action=Action.RESUME, request_id="r1")
+        first, second, third = await client.request([suspend, terminate, nobody])
+        assert first.row is not None
+        assert (first.row.status, first.row.suspend_reason) == (
+            Status.SUSPENDED,
+            b'{"why": [1, 2]}',
+        )
+        assert second.row is not None
+        assert (second.row.ending, second.row.owner) == (ended, "h1")
+        assert third.refused is Refusal.UNKNOWN_PROCESS
+        claims = await host.claim(lease, "c1", ["fn"], count_max=9)
+        assert [(each.row.process_id, each.fresh) for each in claims.claimed] == [
+            ("a", False),
+            ("b", False),
+        ]
+        assert {"a", "b"} <= set(told)
+
+
+async def test_a_retry_goes_by_letter(tmp_path: Path) -> None:
+    """Rule 9: what is to be forgotten and restored arrives with the request."""
+    async with two(tmp_path) as (host, client):
+        lease = await host.open_lease("h1", "host")
+        await host.create([new("a")], lease)
+        failed = Ending(Status.FAILED, Form.ERROR, b'{"type":"E"}')
+        unit = Unit(process_id="a", incarnation=1, epoch=1, seq=1, ending=failed)
+        await host.commit(lease, [unit])
+        retry = Control(
+            process_id="a",
+            action=Action.RETRY,
+            request_id="r1",
+            incarnation=1,
+            epoch=1,
+            forget=(Place(Kind.DO, "one", 0),),
+            restores=(1,),
+        )
+        for _ in range(2):
+            (answer,) = await client.request([retry])
+            assert answer.row is not None
+            assert (answer.row.status, answer.row.epoch) == (Status.RUNNING, 2)
 
 
 async def test_a_second_host_is_refused_and_told_the_pid(tmp_path: Path) -> None:
