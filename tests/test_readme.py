@@ -49,7 +49,15 @@ def test_names_the_namesake() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/concepts.md", "docs/design.md", "docs/postgres.md"]
+    "page",
+    [
+        "README.md",
+        "docs/concepts.md",
+        "docs/design.md",
+        "docs/patterns.md",
+        "docs/performance.md",
+        "docs/postgres.md",
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     """Every relative link of the pages points to a file of the repository."""

@@ -15,7 +15,7 @@ from durabletask_postgres.testing import ThrowAwayPostgres
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "samples"
-TOLD_ELSEWHERE = {"demo", "data"}  # tests/test_demo.py
+TOLD_ELSEWHERE = {"demo", "data", "patterns"}  # tests/test_demo.py, tests/test_patterns.py
 
 
 def run(sample: str, *arguments: Path, cwd: Path | None = None, typed: str = "") -> list[str]:
