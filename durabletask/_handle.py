@@ -185,7 +185,9 @@ class ProcessHandle(Generic[T]):
 
         Put aside is only the outcome whose error ended it: what succeeded, and
         the failures that it handled, are recalled. Where that was the failure
-        of a child, the child is retried as well. Once it was decided to undo,
+        of a child, the child is retried as well; one that was cancelled,
+        terminated or undone cannot be, but once it is purged the retry of its
+        parent spawns it anew. Once it was decided to undo,
         a retry goes on with that: failed undos run again. A quarantined
         process goes on with everything it has. What is put aside stays in
         `history()`, as `forgotten`.

@@ -279,10 +279,13 @@ class ProcessHost(ProcessClient):
         if self._session is None:
             return await super()._create(process)
         try:
-            with self._session.places.held(process.name) as is_there_room:
-                if not is_there_room:  # it waits in the storage, for whoever has room first
-                    return await super()._create(process)
+            if not self._session.places.is_limited(process.name):
                 return await self._session.create(process)
+            with self._session.places.held(process.name) as is_there_room:
+                if is_there_room:
+                    return await self._session.create(process)
+            # It waits in the storage, for whoever has room first.
+            return await super()._create(process)
         except (LeaseLostError, StorageRewoundError, HostStateError):
             # Between two sessions, or at the end of one: the creation needs no lease.
             self._check_usable()

@@ -52,6 +52,10 @@ class Places:
         self._turn = (self._turn + 1) % len(asks)
         return asks[self._turn :] + asks[: self._turn]
 
+    def is_limited(self, name: str) -> bool:
+        """Return whether there is a limit for a name."""
+        return name in self._limits
+
     def has_room(self, name: str) -> bool:
         """Return whether one more process of a name may be taken."""
         return name not in self._limits or self._taken[name] < self._limits[name]
@@ -82,10 +86,7 @@ class Places:
 
     @contextmanager
     def held(self, name: str) -> Iterator[bool]:
-        """Hold a place for as long as it takes to ask for a process; False if there is none."""
-        if name not in self._limits:
-            yield True
-            return
+        """Hold a place of a limited name while a process is asked for; False if there is none."""
         count = self.take(name, 1)
         try:
             yield count > 0

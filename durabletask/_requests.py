@@ -54,6 +54,8 @@ REREADS_MAX = 10
 
 _RETRIABLE = POSSIBLE["retry"]
 
+_FRESH_CHILD = "purge the child: then the retry of its parent spawns it anew"
+
 
 @dataclass(slots=True)
 class _Tally:
@@ -185,8 +187,15 @@ class Requests:
             return  # it runs again already, or is gone: what it comes to is told anew
         try:
             await self.retry(child_id)
-        except (ProcessStateError, UnknownProcessError):
+        except UnknownProcessError:
             return
+        except ProcessStateError as error:
+            (snapshot,) = await self._storage.read([child_id])
+            if snapshot is not None and snapshot.row.status in _RETRIABLE:
+                # The parent would only meet the same failure again.
+                raise ProcessStateError(
+                    child_id, f"a child cannot be retried: {error}", hint=_FRESH_CHILD
+                ) from error
 
     # --- purge ------------------------------------------------------------------------------
 

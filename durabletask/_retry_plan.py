@@ -94,10 +94,11 @@ def _plan(snapshot: Snapshot, roots: frozenset[Place]) -> Plan:
         forget.update(_beside(held.kind, held.key, held.index))
         taken = _taken(held)
         if taken is not None and taken.child is not None:
-            children[taken.child] = None
             # The call that spawned it goes too: should the child end before this process is
-            # open again, only a new spawn tells of it.
+            # open again, only a new spawn tells of it; and one that was purged is made anew.
             forget.add(Place(Kind.CHILD, taken.key, NO_INDEX))
+            if taken.again:
+                children[taken.child] = None
         if held.kind is Kind.TIMEOUT:
             forget.update(_cancelled_by(held.key, snapshot.checkpoints))
     put_aside = [held for held in snapshot.checkpoints if _place(held) in forget]
@@ -140,13 +141,15 @@ class _Taken:
     Attributes:
         key: Of the call that spawned the child whose end it is; else empty.
         index: Of the call that waited for that.
-        child: That child's id, if it can be retried.
+        child: That child's id, unless it had completed.
+        again: Whether it can be retried.
     """
 
     position: int
     key: str = ""
     index: int = NO_INDEX
     child: str | None = None
+    again: bool = False
 
 
 def _taken(held: Checkpoint) -> _Taken | None:
@@ -161,8 +164,8 @@ def _taken(held: Checkpoint) -> _Taken | None:
         return _Taken(msgspec.json.decode(payload, type=EventNote).position)
     if kind is Kind.CALL:
         ended = msgspec.json.decode(payload, type=CallNote)
-        child = ended.child if ended.status in _AGAIN else None
-        return _Taken(ended.position, key, index, child)
+        child = None if ended.status is Status.COMPLETED else ended.child
+        return _Taken(ended.position, key, index, child, ended.status in _AGAIN)
     return None
 
 

@@ -457,6 +457,50 @@ async def test_a_child_that_has_ended_well_meanwhile_is_told_of_again(world: Wor
         assert await handle.result(timeout=60) == "a"
 
 
+@pytest.mark.parametrize("how", ["call", "spawn"])
+@pytest.mark.parametrize("end", ["cancel", "terminate", "undone"])
+@virtual
+async def test_a_child_that_cannot_be_retried_is_made_anew_once_purged(
+    world: World, how: str, end: str
+) -> None:
+    """Rule 9: cancelled, terminated or undone: once purged, a retry spawns it again."""
+    steps = Steps("b") if end == "undone" else Steps()
+    waits = [end != "undone"]
+
+    async def undo(result: str) -> None: ...
+
+    async def child(proc: Process) -> str:
+        await proc.do("a", steps.step, "a", undo=undo)
+        if waits[0]:
+            await proc.event("go")
+        return await proc.do("b", steps.step, "b")
+
+    async def parent(proc: Process) -> str:
+        if how == "call":
+            return await proc.call("child", child, process_id="c")
+        return await (await proc.spawn("child", child, process_id="c")).result()
+
+    async with world.host(parent, child) as host:
+        handle = await host.spawn(parent, "p")
+        await asyncio.sleep(1)
+        if end != "undone":
+            await getattr(host.get("c"), end)("by hand")
+        await failed(handle, "'c'")
+        if end == "undone":
+            with pytest.raises(ProcessStateError, match="child cannot be retried") as caught:
+                await handle.retry()
+            assert caught.value.hint
+            assert (await handle.info()).status is Status.FAILED
+        else:
+            await handle.retry()
+            await failed(handle, "'c'")
+        steps.broken.clear()
+        waits[0] = False
+        await host.get("c").purge()
+        await handle.retry()
+        assert await handle.result(timeout=60) == "b"
+
+
 @virtual
 async def test_from_a_key_the_results_of_children_come_back(world: World) -> None:
     """Rule 9: a child that has completed is not run again; its result is taken again."""
