@@ -74,7 +74,9 @@ class ProcessStorage(Protocol):
         Returns:
             One answer per process, in the same order. Refused with BUSY, and
             without a row, where the id is held by a transaction that is still
-            open: whether there will be such a process is not known yet.
+            open: whether there will be such a process is not known yet; or by
+            a terminated process that is to be replaced and that its host has
+            not let go.
 
         Raises:
             LeaseLostError: The lease was fenced; nothing was written.
