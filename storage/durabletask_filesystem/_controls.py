@@ -89,6 +89,10 @@ class Controls:
             self._reach.tell_parent(group, each, control.ending, now)
         self._table.stirred.update(dict.fromkeys(each.id for each in everyone))
         group.write()
+        parent = proc.more.parent
+        if control.action is Action.RETRY and parent is not None:
+            # Those above it may have left the line when it ended.
+            self._table.family.complete(self._library.finished_long_ago, (parent.process_id,))
         after = self._find(process_id)
         assert after is not None
         return Controlled(row=bare_row(self._library, after))

@@ -5,7 +5,7 @@ while it has unfinished descendants: a line must not break with it. Knows no
 files; what finished before the folder was opened is asked for once.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from durabletask.storage import Parent
@@ -53,9 +53,12 @@ class Family:
         if link is not None:
             self._cut(process_id, link.parent)
 
-    def complete(self, finished: Callable[[str], Proc | None]) -> None:
-        """Find the lines that lead through processes which finished long ago."""
-        rest = [each for each in self._children if each not in self._procs]
+    def complete(
+        self, finished: Callable[[str], Proc | None], ids: Iterable[str] | None = None
+    ) -> None:
+        """Find the lines that lead through processes which have finished, of all or of these."""
+        among = self._children if ids is None else ids
+        rest = [each for each in among if each not in self._procs]
         while rest:
             process_id = rest.pop()
             proc = None if process_id in self._ended else finished(process_id)

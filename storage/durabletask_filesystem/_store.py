@@ -52,7 +52,6 @@ from durabletask_filesystem._requests import (
     Request,
 )
 from durabletask_filesystem._sealing import seal
-from durabletask_filesystem._state import Proc
 
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
 
@@ -133,13 +132,7 @@ class Store:
         self._controls = Controls(log, table, self._library, reach)
         self._leases = Leases(log, table, self._library, self._committer)
         self._reader = Reader(log, table, self._library)
-        table.family.complete(self._finished_long_ago)
-
-    def _finished_long_ago(self, process_id: str) -> Proc | None:
-        try:
-            return self._library.finished(process_id)
-        except DamageError:
-            return None  # whoever descends from it is cut off; reading it says what is wrong
+        table.family.complete(self._library.finished_long_ago)
 
     def take_stirred(self) -> list[str]:
         """Return to whom others have done something since the last call of this."""

@@ -207,6 +207,8 @@ class Table:
         if ending.status in FINISHED:
             del self.procs[proc.id]
             self.gone[proc.id] = proc.spot
+            # Its last word can be read; what cannot is found again by whoever asks for it.
+            self.damage.pop(proc.id, None)
             self.family.end(proc)
             if proc.owner is not None:
                 self.held[proc.id] = proc.owner

@@ -6,11 +6,19 @@ from pathlib import Path
 import pytest
 
 from durabletask.errors import StorageCorruptError, StorageFormatError
-from durabletask.storage import Ending, Form, Query, Refusal, Status
+from durabletask.storage import Action, Control, Ending, Form, Query, Refusal, Status
 from durabletask_filesystem import __main__ as command_line
 from durabletask_filesystem import _frames, check, repair
 from durabletask_filesystem._records import encode
-from durabletask_filesystem._requests import Commit, Create, Deliver, ListPage, Read
+from durabletask_filesystem._requests import (
+    Ask,
+    Commit,
+    Create,
+    Deliver,
+    ListPage,
+    Purge,
+    Read,
+)
 from durabletask_filesystem._store import Store
 from tests.filesystem.stores import (
     ask,
@@ -153,6 +161,32 @@ def test_an_intact_but_unreadable_record_damages_its_process_only(tmp_path: Path
     store = open_store(tmp_path)
     first = claim(store, lease_of(store, "h9")).claimed[0]
     assert "unreadable record" in (first.damage or "")
+    store.close()
+
+
+def test_what_is_damaged_can_be_ended_and_purged(tmp_path: Path) -> None:
+    """G12: a request ends a process whose history cannot be read; its row can, and it can go."""
+    store = open_store(tmp_path)
+    fill(store)
+    store._log.append(encode({"t": "novelty", "id": "a", "incarnation": 1}))
+    store._log.flush()
+    crash(store)
+    store = open_store(tmp_path)
+    ended = Ending(Status.TERMINATED, Form.ERROR, b'{"type":"E"}')
+    for number in range(2):
+        control = Control(
+            process_id="a", action=Action.TERMINATE, request_id=f"t{number}", ending=ended
+        )
+        (answer,) = ask(store, Ask((control,)))
+        assert answer.row.ending == ended
+    for _ in range(2):
+        assert ask(store, Read(("a",)))[0].row.status is Status.TERMINATED
+        with pytest.raises(StorageCorruptError, match="unreadable record"):
+            ask(store, Read(("a",), history=True))
+        crash(store)
+        store = open_store(tmp_path)
+    assert ask(store, Purge(("a",))) == (None,)
+    assert ask(store, Create((new("a"),)))[0].row.incarnation == 2
     store.close()
 
 

@@ -203,6 +203,21 @@ def test_descendants_are_found_after_reopening(tmp_path: Path, rotate: bool, com
     assert check(tmp_path).ok
 
 
+def test_a_line_is_whole_again_after_a_retry(tmp_path: Path) -> None:
+    """G10: a child that had failed below a finished one is asked again once it goes on."""
+    store = open_store(tmp_path)
+    family(store)
+    lease = lease_of(store)
+    claim(store, lease)
+    failed = Ending(Status.FAILED, Form.ERROR, b'{"type":"E"}')
+    assert ask(store, Commit(lease, (unit("r", 1, ending=failed),))) == (DONE,)
+    assert store._table.family._ended == {}
+    ask(store, control("r", Action.RETRY, incarnation=1, epoch=1))
+    ask(store, control("p", Action.TERMINATE, ending=ENDED))
+    assert statuses(store, "p", "r") == [Status.TERMINATED, Status.TERMINATED]
+    store.close()
+
+
 def test_a_family_takes_no_room_without_one(tmp_path: Path) -> None:
     """What most processes have nothing of costs them nothing, and ends with those that had it."""
     store = open_store(tmp_path)
