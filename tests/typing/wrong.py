@@ -71,7 +71,7 @@ async def process(proc: Process, amount: Decimal) -> str:
     await proc.event(Moved, Moved)  # type: ignore[call-overload]
     await proc.event(Moved("x"))  # type: ignore[call-overload]
     proc.events(5)  # type: ignore[call-overload]
-    print(wrong_class)
+    print(wrong_class, texts)
     for _ in proc.events("number", int):  # type: ignore[attr-defined]
         pass
     proc.id = "other"  # type: ignore[misc]
