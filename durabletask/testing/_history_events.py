@@ -106,7 +106,13 @@ def events_keep_their_order(facts: Facts) -> Iterator[Violation]:
         began, ended = raised.get(name, (call.began, math.inf))
         done_at = call.ended if call.done else math.inf
         raised[name] = min(began, call.began), min(ended, done_at)
+    for name, sends in facts.sent.items():
+        for unit, _ in sends:
+            began, ended = raised.get(name, (unit.calls[0].began, math.inf))
+            raised[name] = min(began, unit.calls[0].began), min(ended, unit.recorded_at)
     for process_id, snapshot in facts.final.items():
+        if process_id in facts.may_be_gone:
+            continue  # an earlier incarnation may have been sent the same event
         taken = {position: at for at, (position, _) in enumerate(_consumptions(facts, snapshot))}
         by_name: dict[str, list[Event]] = defaultdict(list)
         for event in snapshot.events:

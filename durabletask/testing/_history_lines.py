@@ -69,7 +69,8 @@ def created_line(answer: Created, host_id: str) -> Create:
         # A restart has given it other arguments than those of its creation.
         digest="" if row.generation else creation_digest(row.name, row.input),
         fresh=answer.fresh,
-        owned=answer.fresh and bool(host_id) and row.owner == host_id,
+        # Repeated later it may belong to the same host by a claim, in a later epoch.
+        owned=answer.fresh and bool(host_id) and row.owner == host_id and row.epoch == 1,
         incarnation=row.incarnation,
         epoch=row.epoch,
     )
