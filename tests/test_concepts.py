@@ -1,0 +1,118 @@
+"""The page of concepts says what the code says: every verb, status, limit and error."""
+
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from durabletask import (
+    Limits,
+    Process,
+    ProcessClient,
+    ProcessHandle,
+    ProcessHost,
+    RetryPolicy,
+    Status,
+    errors,
+)
+from durabletask._filter import Filter
+from durabletask._transitions import NEXT
+
+PAGE = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8")
+CODE = re.compile(r"`([^`\n]+)`|^    (.+)$", re.MULTILINE)
+INLINE = [inline or block for inline, block in CODE.findall(PAGE)]
+
+
+def named(word: str) -> bool:
+    """Return whether the page has a word in code."""
+    return any(re.search(rf"\b{re.escape(word)}\b", code) for code in INLINE)
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Return the cells of the table below a heading."""
+    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def public(cls: type) -> list[str]:
+    """Return the public methods and properties of a class, inherited ones too."""
+    return [name for name, _ in inspect.getmembers(cls) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", [*public(Process), *public(ProcessHandle)])
+def test_every_verb_is_told(name: str) -> None:
+    """What a process can say and what can be done to it stands on the page."""
+    assert named(name)
+
+
+@pytest.mark.parametrize("cls", [Process, ProcessHost, ProcessClient])
+def test_every_option_is_told(cls: type) -> None:
+    """Each option of a durable call and of `spawn` stands on the page."""
+    methods = public(Process) if cls is Process else ["spawn", "raise_event", "list", "process"]
+    missing = []
+    for method in methods:
+        function = getattr(cls, method)
+        if not callable(function):
+            continue
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY and not named(name):
+                missing.append(f"{method}({name}=)")
+    assert [each for each in missing if each not in ("list(limit=)", "process(name=)")] == []
+
+
+def test_the_filter_is_told() -> None:
+    """Everything that processes can be looked for by stands on the page."""
+    assert [name for name in Filter.__annotations__ if not named(name)] == []
+
+
+def test_the_table_of_statuses_is_the_table() -> None:
+    """Which status may follow which is told as it is."""
+    told = {}
+    for name, _, after in rows("Statuses"):
+        told[Status(name.strip("`"))] = {
+            Status(word) for word in re.findall(r"`(\w+)`", after.split("(")[0])
+        }
+    assert told == {status: set(after) for status, after in NEXT.items()}
+
+
+def test_the_limits_are_told() -> None:
+    """Each limit stands on the page with its default."""
+    defaults = {field.name: field.default for field in fields(Limits)}
+    text = {cells[0]: cells[1:] for cells in rows("Names and limits")}
+    for name, default in defaults.items():
+        assert isinstance(default, int)
+        whole = default % 2**20 == 0
+        number = f"{default // 2**20} MiB" if whole else f"{default:,}"
+        row = next((cells for key, cells in text.items() if f"`{name}`" in key), None)
+        if row is None:
+            row = next(cells for cells in text.values() if f"`{name}`" in cells[1])
+        assert number in " ".join(row), name
+
+
+def test_the_retry_policy_is_told() -> None:
+    """Each member of a policy stands on the page, with its default where that is a number."""
+    call = re.search(r"`RetryPolicy\((attempts_max[^)]*)\)`", PAGE)
+    assert call is not None
+    told = dict(part.split("=") for part in call[1].split(", "))
+    policy = RetryPolicy()
+    assert {name: str(getattr(policy, name)) for name in told} == told
+    assert [field.name for field in fields(RetryPolicy) if not named(field.name)] == []
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_error_is_told(name: str) -> None:
+    """Each class of errors stands on the page, but for the base of those about one process."""
+    assert named(name) or name == "ProcessError"
+
+
+def test_links_within_the_page() -> None:
+    """The table of contents leads to headings."""
+    headings = {
+        re.sub(r"[^\w -]", "", line[3:]).strip().lower().replace(" ", "-")
+        for line in PAGE.splitlines()
+        if line.startswith("## ")
+    }
+    assert set(re.findall(r"\]\(#([\w-]+)\)", PAGE)) == headings
