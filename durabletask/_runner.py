@@ -63,7 +63,7 @@ async def execute(run: Run, definition: Definition) -> Ending | None:
         ending = _set_aside(run, run.quarantine_error)
     elif run.outside is not None and run.outside.restart is not None:
         if not await run.begin_anew():
-            run.outside.restart = None  # suspended meanwhile: it is given back as it is
+            run.outside.restart = None  # refused: it is given back as it is
         return None
     if ending is None or not await run.conclude(ending):
         return None

