@@ -19,6 +19,7 @@ from durabletask._errors import (
     SerializationError,
     StepError,
     StepTimeoutError,
+    StorageError,
     WrongContextError,
 )
 from durabletask._heartbeat import say
@@ -188,14 +189,27 @@ class StepRun:
                     return await settle(
                         run, self._kind, self._key, self._index, failure, self._shape
                     )
-                await run.record(
-                    Checkpoint(
-                        Kind.RETRY, self._key, self._index, Form.VALUE, encode(note), replaces=True
-                    )
-                )
+                if await self._record_failed(note):
+                    return await settle(run, self._kind, self._key, self._index, None, self._shape)
                 attempt += 1
             else:
                 return await self._succeed(attempt, value)
+
+    async def _record_failed(self, note: RetryNote) -> bool:
+        """Record a failed attempt; return whether user code has cancelled the step meanwhile."""
+        run = self._run
+        run.check_interrupted()
+        requests = cancel_requests()
+        failed = Checkpoint(
+            Kind.RETRY, self._key, self._index, Form.VALUE, encode(note), replaces=True
+        )
+        answer = run.submit((failed,))
+        try:
+            outcome = await answer
+        except (asyncio.CancelledError, StorageError):
+            outcome = await run.follow(answer)
+        run.held(outcome, failed)
+        return cancel_requests() > requests
 
     async def _succeed(self, attempt: int, value: Any) -> Any:
         run = self._run

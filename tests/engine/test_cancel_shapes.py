@@ -423,6 +423,37 @@ async def test_a_timeout_fires_while_a_child_is_created(world: World) -> None:
 
 
 @virtual
+async def test_a_timeout_fires_while_a_failed_attempt_is_recorded(world: World) -> None:
+    """Rule 6, S3.07: a failed attempt is no outcome: the step is cancelled, before its pause."""
+    policy = RetryPolicy(attempts_max=None, delay_s=100_000, delay_max_s=100_000)
+
+    async def process(proc: Process) -> str:
+        try:
+            async with asyncio.timeout(3):
+                await proc.do("s", fails, retry=policy)
+        except TimeoutError:
+            await proc.event("go")
+            return "timed out"
+        return "not"
+
+    host = world.host(process)
+
+    async def slow(call: str) -> None:
+        if call == "commit":
+            await asyncio.sleep(5)
+
+    await host.start()
+    world.wires[host].after = slow
+    await host.spawn(process, "p")
+    await asyncio.sleep(100)
+    assert ("do", "s", "cancelled") in world.keys("p")
+    world.kill(host)
+    async with world.host(process) as second:
+        await second.raise_event("p", "go")
+        assert await second.get(process, "p").result(timeout=100) == "timed out"
+
+
+@virtual
 async def test_asked_while_a_child_is_created(world: World) -> None:
     """Rule 7: the call that spawns is met by the wait that follows; the child is born with it."""
 
