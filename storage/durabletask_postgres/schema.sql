@@ -16,7 +16,7 @@ create table durabletask.migration (
 create table durabletask.process (
     process_no          bigint generated always as identity primary key,
     process_id          text collate "C" not null unique,
-    name                text not null,
+    name                text collate "C" not null,
     status              text not null,
     epoch               integer not null default 0,
     -- The latest unit that changed this row. Units that only record new checkpoints do not, so
@@ -59,7 +59,7 @@ create table durabletask.process (
     request_ids         text[],
     -- The status, but one for the two between which a process goes to and fro: an index on the
     -- status would make every wait four times as dear.
-    phase               text not null generated always as (
+    phase               text collate "C" not null generated always as (
         case when status in ('running', 'waiting') then 'live' else status end) stored
 ) with (fillfactor = 80);
 
@@ -3300,7 +3300,7 @@ set enable_seqscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off as $$
 declare
-    v_look_max constant integer := 2000;
+    v_look_max constant integer := 1000;
     v_few_max constant integer := 5000;
     v_phases text[];
     v_until_at timestamptz := coalesce(created_until, 'infinity');

@@ -103,7 +103,7 @@ async def test_every_way_finds_the_same_pages(postgres: Postgres, free_schema: s
     """Issue 4 point 2: of 120 random queries each finds what matches, in order, page by page."""
     await make(postgres.dsn, free_schema)
     # So few that each of the ways is gone: near, few, and all.
-    await plant(postgres.dsn, free_schema, "list_processes", "integer := 2000", "integer := 15")
+    await plant(postgres.dsn, free_schema, "list_processes", "integer := 1000", "integer := 15")
     await plant(postgres.dsn, free_schema, "list_processes", "integer := 5000", "integer := 30")
     random = Random(4)
     async with new_world(postgres.dsn, free_schema) as world:

@@ -8,7 +8,7 @@
 create table durabletask.process (
     process_no          bigint generated always as identity primary key,
     process_id          text collate "C" not null unique,
-    name                text not null,
+    name                text collate "C" not null,
     status              text not null,
     epoch               integer not null default 0,
     -- The latest unit that changed this row. Units that only record new checkpoints do not, so
@@ -51,7 +51,7 @@ create table durabletask.process (
     request_ids         text[],
     -- The status, but one for the two between which a process goes to and fro: an index on the
     -- status would make every wait four times as dear.
-    phase               text not null generated always as (
+    phase               text collate "C" not null generated always as (
         case when status in ('running', 'waiting') then 'live' else status end) stored
 ) with (fillfactor = 80);
 

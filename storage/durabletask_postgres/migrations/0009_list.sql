@@ -186,7 +186,7 @@ set enable_seqscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off as $$
 declare
-    v_look_max constant integer := 2000;
+    v_look_max constant integer := 1000;
     v_few_max constant integer := 5000;
     v_phases text[];
     v_until_at timestamptz := coalesce(created_until, 'infinity');
