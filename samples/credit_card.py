@@ -30,10 +30,10 @@ from durabletask_filesystem import FileSystemStorage
 
 @dataclass(frozen=True)
 class Message:
-    """What a card can be told.
+    """What a card can be told; the class is name and type of the event.
 
-    Both kinds come under one event name, because only events of one name are
-    taken in the order raised: a transaction before the end is never overtaken by it.
+    Both kinds are one class, because only events of one name are taken in the
+    order raised: a transaction before the end is never overtaken by it.
     """
 
     kind: Literal["tran", "delete"]
@@ -51,7 +51,7 @@ class Card:
     async def take_messages(self) -> None:
         """Add up the transactions as they come, until the card is deleted."""
         number = 0
-        async for message in self.proc.events("message", Message):
+        async for message in self.proc.events(Message):
             if message.kind == "delete":
                 return
             number += 1
@@ -90,9 +90,9 @@ async def obey(host: ProcessHost, words: list[str]) -> None:
             await host.spawn(credit_card, f"card/{name}", name)
             print(f"  {name}: a card")
         case ["tran", name, amount]:
-            await host.raise_event(f"card/{name}", "message", Message("tran", Decimal(amount)))
+            await host.raise_event(f"card/{name}", Message("tran", Decimal(amount)))
         case ["delete", name]:
-            await host.raise_event(f"card/{name}", "message", Message("delete"))
+            await host.raise_event(f"card/{name}", Message("delete"))
             balance = await host.get(credit_card, f"card/{name}").result()
             print(f"  {name}: deleted, balance {balance}")
         case []:
@@ -103,9 +103,7 @@ async def obey(host: ProcessHost, words: list[str]) -> None:
 
 async def main(folder: Path) -> None:
     """Read commands until `exit` or the end of the input."""
-    async with ProcessHost(
-        FileSystemStorage(folder), processes=[credit_card], types=[Message]
-    ) as host:
+    async with ProcessHost(FileSystemStorage(folder), processes=[credit_card]) as host:
         async for info in host.list(prefix="card/"):
             if info.finished_at is None:
                 print(f"  {info.id}: resumed")
