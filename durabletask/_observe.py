@@ -1,7 +1,7 @@
 """What a host tells those who watch it: metrics, tracing, tests."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, TypeVar
@@ -75,3 +75,19 @@ def tell(hooks: Iterable[Callable[[C], None]], change: C) -> None:
             hook(change)
         except Exception:  # noqa: BLE001  (an observer must never fail a process)
             _log.exception("observer %r raised", hook)
+
+
+class About(Protocol):
+    """The run of which something is told."""
+
+    process_id: str
+    name: str
+
+
+def tell_process(
+    observers: Sequence[Observer], run: About, status: Status | None, resumed: bool
+) -> None:
+    """Tell all observers, if there are any, of a run that began or ended."""
+    if observers:
+        change = ProcessChange(run.process_id, run.name, status, resumed)
+        tell((observer.on_process for observer in observers), change)

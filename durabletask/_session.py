@@ -49,7 +49,7 @@ from durabletask._model import (
     Refusal,
     Status,
 )
-from durabletask._observe import Observer, ProcessChange, tell
+from durabletask._observe import Observer, tell_process
 from durabletask._overdue import Overdue
 from durabletask._places import Ask, Places
 from durabletask._registry import Registry
@@ -122,6 +122,7 @@ class Session:
         # News of a process whose creation the storage has acknowledged and we have not yet heard.
         self._early: dict[str, list[Claimed]] = {}
         self._creating = False
+        self._anew: dict[str, list[Claimed]] = {}  # claimed before a run that restarts has left
         # Creation ids of those whose answer was lost: they may have happened.
         self._unsure: set[str] = set()
         self._draining = False
@@ -405,7 +406,9 @@ class Session:
 
     def _news(self, claimed: Claimed) -> None:
         run = self.runs.get(claimed.row.process_id)
-        if run is not None and claimed.damage is not None:
+        if claimed.row.process_id in self._anew:
+            self._anew[claimed.row.process_id].append(claimed)
+        elif run is not None and claimed.damage is not None:
             # Its mailbox cannot be read: it would wait for ever for what is there.
             run.quarantine(damaged(run.process_id, claimed.damage))
         elif run is not None:
@@ -432,7 +435,10 @@ class Session:
     def _start(self, claimed: Claimed) -> None:
         row = claimed.row
         definition = self._config.registry.named(row.name)
-        if row.process_id in self.runs or definition is None or self._draining:
+        before = self.runs.get(row.process_id)
+        if before is not None and row.epoch > before.epoch:
+            self._anew[row.process_id] = [claimed]
+        if before is not None or definition is None or self._draining:
             return
         suspect = row.deaths >= SUSPECT_DEATHS
         if suspect and not self._suspects.may_start(claimed):
@@ -453,10 +459,7 @@ class Session:
         run.task.add_done_callback(run)
         for news in self._early.pop(row.process_id, ()) if self._early else ():
             self._news(news)
-        if self._config.observers:
-            resumed = bool(claimed.checkpoints)
-            change = ProcessChange(row.process_id, row.name, Status.RUNNING, resumed)
-            tell((observer.on_process for observer in self._config.observers), change)
+        tell_process(self._config.observers, run, Status.RUNNING, bool(claimed.checkpoints))
 
     def _try(self, run: Run, deaths: int) -> None:
         """Run a suspect by itself, or not at all any more."""
@@ -502,11 +505,9 @@ class Session:
         if ending is not None:
             self._expected.pop(run.process_id, None)
         self._config.on_left(run.process_id, ending)
-        if self._config.observers:
-            change = ProcessChange(
-                run.process_id, run.name, ending.status if ending else None, True
-            )
-            tell((observer.on_process for observer in self._config.observers), change)
+        tell_process(self._config.observers, run, ending.status if ending else None, True)
+        for claimed in self._anew.pop(run.process_id, ()):
+            (self._start if claimed.fresh else self._news)(claimed)
 
     def _release(self, run: Run) -> None:
         if not (self._draining or self.broken.done()):
