@@ -12,6 +12,7 @@ import pytest
 
 from durabletask import Limits, Process, ProcessHost, Status
 from durabletask.errors import (
+    ProcessCancelledError,
     ProcessExistsError,
     ProcessFailedError,
     ProcessInterrupted,
@@ -390,6 +391,60 @@ async def test_results_have_room_in_a_full_mailbox(world: World) -> None:
             await handle.raise_event("other")
         await host.raise_event("p/1.0/c", "go", "through")
         assert await handle.result() == "through"
+
+
+@virtual
+async def test_cancel_reaches_every_depth_but_not_the_clean_up(world: World) -> None:
+    """S1.09 (rule 7): all that was there is cancelled; what the clean-up spawns is not."""
+
+    async def nested(proc: Process, depth: int) -> str:
+        if depth == 0:
+            return await waits(proc)
+        return await proc.call("below", nested, depth - 1)
+
+    async def process(proc: Process) -> list[Any]:
+        try:
+            await asyncio.gather(proc.call("a", nested, 3), proc.call("b", waits))
+        except ProcessCancelledError:
+            return [await proc.call("clean up", double, 4)]
+        return []
+
+    async with world.host(process, nested, waits, double) as host:
+        handle = await host.spawn(process, "p")
+        await asyncio.sleep(5)
+        await handle.cancel("all of you")
+        assert await handle.result() == [8]
+        await asyncio.sleep(5)
+        statuses = Counter([row.status async for row in host.list(name="nested")])
+        assert statuses == {Status.CANCELLED: 4}
+        assert world.row("p/1.0/b").status is Status.CANCELLED
+
+
+@virtual
+async def test_a_child_that_does_not_give_in(world: World) -> None:
+    """Rule 7: cooperative for each: a child may catch it and complete, and its parent may not."""
+
+    async def child(proc: Process) -> str:
+        try:
+            await proc.event("never")
+        except ProcessCancelledError:
+            await proc.do("tidy", asyncio.sleep, 10)
+        return "tidied"
+
+    async def process(proc: Process) -> str:
+        spawned = await proc.spawn("c", child)
+        try:
+            return await spawned.result()
+        except ProcessCancelledError:
+            again = await proc.spawn("d", double, 1)  # the first one's result was waited for once
+            return f"{await again.result()}"
+
+    async with world.host(process, child, double) as host:
+        handle = await host.spawn(process, "p")
+        await asyncio.sleep(1)
+        await handle.cancel()
+        assert await handle.result() == "2"
+        assert await host.get(child, "p/1.0/c").result() == "tidied"
 
 
 # --- dying ----------------------------------------------------------------------------------
