@@ -27,6 +27,8 @@ from durabletask import Process, ProcessHost
 from durabletask.errors import DurableTaskError
 from durabletask_filesystem import FileSystemStorage
 
+USAGE = "add NAME | tran NAME AMOUNT | delete NAME | exit"
+
 
 @dataclass(frozen=True)
 class Message:
@@ -98,7 +100,7 @@ async def obey(host: ProcessHost, words: list[str]) -> None:
         case []:
             pass
         case _:
-            print("  add NAME | tran NAME AMOUNT | delete NAME | exit")
+            print(f"  {USAGE}")
 
 
 async def main(folder: Path) -> None:
@@ -107,6 +109,7 @@ async def main(folder: Path) -> None:
         async for info in host.list(prefix="card/"):
             if info.finished_at is None:
                 print(f"  {info.id}: resumed")
+        print(f"  {USAGE}")
         while (line := await asyncio.to_thread(sys.stdin.readline)) and line.strip() != "exit":
             try:
                 await obey(host, line.split())

@@ -1,5 +1,6 @@
 """The page of concepts says what the code says: every verb, status, limit and error."""
 
+import ast
 import inspect
 import re
 from dataclasses import fields
@@ -106,6 +107,37 @@ def test_the_retry_policy_is_told() -> None:
 def test_every_error_is_told(name: str) -> None:
     """Each class of errors stands on the page, but for the base of those about one process."""
     assert named(name) or name == "ProcessError"
+
+
+BLOCKS = re.findall(r"(?:^    .*\n(?:\n(?=    ))?)+", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split()[0])
+def test_its_code_is_code(block: str) -> None:
+    """What is shown as code can be read as such, and calls only what there is."""
+    lines = [line[4:] for line in block.splitlines()]
+    body = "\n".join(f"    {line}" for line in lines)
+    body = body.replace(", …)", ", *rest)").replace("…", "...")
+    tree = ast.parse(f"async def page():\n{body}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = OWNERS.get(node.value.id)
+            assert owner is None or hasattr(owner, node.attr), ast.unparse(node)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            check_keywords(node, node.func)
+
+
+OWNERS = {"proc": Process, "host": ProcessHost, "handle": ProcessHandle, "client": ProcessClient}
+
+
+def check_keywords(call: ast.Call, function: ast.Attribute) -> None:
+    """Refuse an option that the call shown does not have."""
+    owner = OWNERS.get(function.value.id) if isinstance(function.value, ast.Name) else None
+    if owner is None:
+        return
+    parameters = inspect.signature(getattr(owner, function.attr)).parameters
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        assert {keyword.arg for keyword in call.keywords} <= {*parameters}, ast.unparse(call)
 
 
 def test_links_within_the_page() -> None:
