@@ -30,6 +30,8 @@ class DurableCall(Coroutine[Any, Any, T_co]):
         self.kind = kind
         self.key = key
         self._body = body
+        # So that Python's own warning, "coroutine 'charge' was never awaited", names the key.
+        body.__qualname__ = key  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         return f"<durable call {self.kind.value} {self.key!r}>"

@@ -117,7 +117,8 @@ class StepCalls(Calls):
             # As `DurableCall(…)`, in half the time.
             call: DurableCall[Any] = _new(DurableCall)
             call.kind, call.key = _DO, key
-            call._body = plain_step(run, key, spec, fn, args)  # noqa: SLF001  (we make it)
+            call._body = made = plain_step(run, key, spec, fn, args)  # noqa: SLF001  (we make it)
+            made.__qualname__ = key  # type: ignore[attr-defined]
             return call
         body: Callable[[], Any] = partial(_steps.call_function, run, spec, fn, args)
         timeout_s = None if timeout is None else checked_seconds("timeout", timeout)

@@ -176,15 +176,51 @@ async def test_the_process_of_another_is_refused(world: World) -> None:
 
 @virtual
 async def test_a_call_that_is_never_awaited_warns(world: World) -> None:
-    """A durable call that nobody awaits: Python's warning, and nothing recorded."""
+    """Issue 4.6: a durable call that nobody awaits: a warning with its key, no record."""
 
     async def process(proc: Process) -> str:
-        with pytest.warns(RuntimeWarning, match="never awaited"):
-            proc.do("forgotten", nop)
+        calls: dict[str, Callable[[], object]] = {
+            "a step": lambda: proc.do("a step", nop),
+            "a long step": lambda: proc.do("a long step", nop, timeout=1),
+            "a value": lambda: proc.get("a value", 1),
+            "a wait": lambda: proc.event("news", key="a wait"),
+            "a map": lambda: proc.map("a map", asyncio.sleep, [0.0]),
+        }
+        for name, call in calls.items():
+            with pytest.warns(RuntimeWarning, match=f"coroutine '{name}' was never awaited"):
+                call()
         return "done"
 
     async with world.host(process) as host:
         assert await (await host.spawn(process, "p")).result() == "done"
+    assert world.keys("p") == []
+
+
+@virtual
+async def test_code_that_swallows_its_interrupt_is_named(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Issue 4.6, F108: a function that lets no cancellation pass is named, and records nothing."""
+    swallowed: list[str] = []
+
+    async def stubborn(proc: Process) -> None:
+        while len(swallowed) < 22:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                swallowed.append("cancelled")
+            try:
+                await proc.do("compensation", nop)
+            except asyncio.CancelledError as error:
+                swallowed.append(type(error).__name__)
+
+    async with world.host(stubborn) as host:
+        await host.spawn(stubborn, "p")
+        await asyncio.sleep(1)
+        await host.stop()
+    (told,) = [record for record in caplog.records if "swallows" in record.getMessage()]
+    assert "'p' ('stubborn') swallows its cancellation and does not end" in told.getMessage()
+    assert "ProcessInterrupted" in swallowed
     assert world.keys("p") == []
 
 
