@@ -284,7 +284,8 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
         if unit.epoch != self.epoch or unit.incarnation != self.incarnation:
             return NOT_OWNER
         checkpoints = unit.checkpoints
-        if unit.seq <= self.seq:
+        late = unit.seq <= self.seq
+        if late and not self._was_refused(unit):
             return self._answer_again(unit)
         if self.owner != host_id:
             return _FINISHED if self.status in FINISHED else NOT_OWNER
@@ -303,7 +304,8 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
 
         # Nothing was written until here; from here on nothing can be refused.
         epoch = self.epoch
-        self.seq = seq = unit.seq
+        seq = unit.seq
+        self.seq = max(self.seq, seq)
         self.updated_at = now
         self.deaths = 0
         for each in checkpoints:
@@ -325,7 +327,7 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
                 self.mailbox.consume(position)
         if unit.meets_cancel and self.asked is not None:
             self.asked.cancel_met = self.asked.cancel_reason is not None
-        if unit.status is not None:
+        if unit.status is not None and not late:
             self._become(unit.status, unit.wake_at)
         if unit.restart is not None:
             self._restart(unit.restart)
@@ -335,6 +337,12 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
         elif unit.leave is not None:
             self._leave(unit.leave, now)
         return DONE
+
+    def _was_refused(self, unit: Unit) -> bool:
+        """Return whether nothing is recorded of a unit that reaches others, later ones being."""
+        if not (unit.spawns or unit.sends):
+            return False
+        return not any(self.find(each.kind, each.key, each.index) for each in unit.checkpoints)
 
     def _answer_again(self, unit: Unit) -> UnitOutcome:
         """Answer a unit that is not newer than the last one applied: written, or overtaken."""
@@ -411,7 +419,7 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
         """Let the owner let go of what has ended without it; it can write nothing else."""
         if unit.leave is None or unit.checkpoints or unit.ending or unit.spawns or unit.sends:
             return _FINISHED
-        self.seq = unit.seq
+        self.seq = max(self.seq, unit.seq)
         self.updated_at = now
         self.owner = self.owner_label = None
         self.news = False

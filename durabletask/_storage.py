@@ -111,7 +111,8 @@ class ProcessStorage(Protocol):
           with `ending` at once. So does every unfinished descendant be asked.
         * TERMINATE: the process and every unfinished descendant end with
           `ending`. An owner keeps what has ended so until its unit with
-          `leave` lets it go; it can write nothing else. If it has finished as
+          `leave` lets it go, of which nothing else is written, be it a
+          `restart`; any other is refused. If it has finished as
           TERMINATED already, nothing changes, but for the descendants.
         * SUSPEND: SUSPENDED, with `reason`, once; not for a quarantined one.
           Nobody claims it. Its owner is not asked to stop by the storage: what it
@@ -256,6 +257,13 @@ class ProcessStorage(Protocol):
         same reason any other unit that is older than such a one, and newer
         than the last of its own sort, may be judged as if it were new. Not so
         across a `restart`: a unit older than that is never recorded.
+
+        Nor is a unit with `spawns` or `sends` taken for written because of its
+        seq, since it may have been refused while later ones were written: it
+        has a first-wins checkpoint, and only if that is recorded it was
+        written. Else it is judged anew, and, if nothing is against it, written
+        as far as it is not overtaken: all of it but the status. (That holds
+        within a generation: a host lets a `restart` leave as well.)
 
         A unit refused with BUSY goes again later, as it is. So the later units
         of its process in the batch must be refused with BUSY too: were one of

@@ -12,6 +12,7 @@ from itertools import islice
 
 import msgspec
 from msgspec import Raw
+from msgspec.structs import replace
 
 from durabletask.errors import InvalidArgumentError
 from durabletask.storage import (
@@ -172,7 +173,9 @@ class Committer:
         if unit.epoch != proc.epoch or unit.incarnation != proc.incarnation:
             return _NOT_OWNER
         if unit.seq <= proc.seq:
-            return self._answer_again(proc, unit)
+            if not self._was_refused(proc, unit):
+                return self._answer_again(proc, unit)
+            unit = replace(unit, status=None, wake_at=None)  # later ones have said since
         if proc.owner != host:
             return _NOT_OWNER
         refused = self._refused(proc, unit)
@@ -239,6 +242,15 @@ class Committer:
             if found is not None and (found.epoch, found.seq) != (unit.epoch, unit.seq):
                 held.append(found)
         return tuple(held)
+
+    def _was_refused(self, proc: Proc, unit: Unit) -> bool:
+        """Return whether nothing is recorded of a unit that reaches others, later ones being."""
+        if not (unit.spawns or unit.sends):
+            return False
+        keys = proc.keys if proc.keys is not None else self._load(proc)
+        return not any(
+            has_key(keys, slot(each.kind, each.key, each.index)) for each in unit.checkpoints
+        )
 
     def _answer_again(self, proc: Proc, unit: Unit) -> UnitOutcome:
         """Answer a unit that is not newer than the last one applied: written, or overtaken."""

@@ -166,7 +166,8 @@ class Table:
 
     def apply_unit(self, proc: Proc, unit: UnitRecord, number: int, offset: int) -> None:
         """A unit is written; nothing of it can be refused any more."""
-        proc.seq = unit.seq
+        if unit.seq > proc.seq or unit.epoch != proc.epoch:  # else it is late
+            proc.seq = unit.seq
         proc.epoch = unit.epoch
         proc.updated_at = unit.at
         proc.deaths = 0

@@ -2755,6 +2755,10 @@ declare
     v_process durabletask.process;
     v_other record;
     v_held boolean;
+    -- Whether a unit that reaches others was refused before, later ones having been written since:
+    -- it is judged anew, and changes the status no more.
+    v_late boolean;
+    v_given text;
     v_standing text;
     v_positions integer[];
     v_born text[];
@@ -2812,12 +2816,23 @@ begin
 
         select p.* into v_process from durabletask.process p
         where p.process_no = nos[v_at] and p.process_id is not distinct from ids[v_at];
+        v_late := seqs[v_at] <= v_process.seq and spawn_counts[v_at] + send_counts[v_at] > 0
+            and not exists (
+                select from unnest(
+                    point_keys[v_point - point_counts[v_at] + 1:v_point],
+                    point_indexes[v_point - point_counts[v_at] + 1:v_point],
+                    point_kinds[v_point - point_counts[v_at] + 1:v_point]
+                ) as t (key, index, kind)
+                join durabletask.checkpoint c
+                    on c.process_no = v_process.process_no and c.key = t.key
+                    and c.index = t.index and c.kind = t.kind);
+        v_given := case when not v_late then statuses[v_at] end;
         refused := case
             when v_process.process_no is null or v_process.epoch <> epochs[v_at] then
                 'process belongs to another host, epoch or incarnation'
             when v_process.process_no = any (v_busy)
                 or not v_process.process_no = any (v_locked) then 'busy'
-            when seqs[v_at] <= v_process.seq then 'again'
+            when seqs[v_at] <= v_process.seq and not v_late then 'again'
             when v_process.owner_no is distinct from v_host_no then case
                 when durabletask.is_finished(v_process.status) then 'process has finished'
                 else 'process belongs to another host, epoch or incarnation'
@@ -2864,7 +2879,9 @@ begin
                 end if;
             end if;
         end loop;
-        if v_held or seqs[v_at] <= v_process.seq or durabletask.is_finished(v_process.status) then
+        if v_held or (seqs[v_at] <= v_process.seq and not v_late)
+            or durabletask.is_finished(v_process.status)
+        then
             continue;
         end if;
 
@@ -2881,12 +2898,12 @@ begin
 
         -- A suspension stands in front of the status that it covers.
         v_standing := coalesce(v_process.status_after, v_process.status);
-        v_status := case when restarts[v_at] is null then statuses[v_at] else 'running' end;
-        if statuses[v_at] is not null and not (
-            statuses[v_at] in ('running', 'waiting', 'compensating')
-            and durabletask.may_follow(v_standing, statuses[v_at])
+        v_status := case when restarts[v_at] is null then v_given else 'running' end;
+        if v_given is not null and not (
+            v_given in ('running', 'waiting', 'compensating')
+            and durabletask.may_follow(v_standing, v_given)
         ) or restarts[v_at] is not null and not durabletask.may_follow(
-            coalesce(statuses[v_at], v_standing), 'running'
+            coalesce(v_given, v_standing), 'running'
         ) or endings[v_at] is not null and not (
             v_process.status <> 'suspended'
             and endings[v_at] in ('completed', 'failed', 'cancelled', 'terminated', 'quarantined')
@@ -3053,12 +3070,12 @@ begin
 
         v_wake_at := case
             when endings[v_at] is not null or restarts[v_at] is not null then null
-            when statuses[v_at] is not null then wake_ats[v_at]
+            when v_given is not null then wake_ats[v_at]
             else v_process.wake_at
         end;
         v_status := coalesce(v_status, v_standing);
         update durabletask.process p
-        set seq = seqs[v_at],
+        set seq = greatest(p.seq, seqs[v_at]),
             updated_at = v_now,
             deaths = 0,
             status = case

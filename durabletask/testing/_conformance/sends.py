@@ -222,3 +222,31 @@ class SendConformance(ConformanceBase):
             await w.done(lease, *units)
             assert list(await w.payloads("p")) == ["a", "b"]
             assert len(await w.mailbox("busy")) == len(await w.mailbox("free")) == 1
+
+    async def test_a_refused_unit_that_is_repeated_is_not_taken_for_written(self) -> None:
+        """G1: the answer to it was lost, and a later unit of its process stood in the batch."""
+        async with self.world() as w:
+            lease = await w.host()
+            row, other = await w.add("p", "q", lease=lease)
+            sends = (event("nobody", "e1"),)
+            refused = unit(row, 1, step("a"), sends=sends, status=Status.WAITING)
+            batch = [
+                refused,
+                unit(row, 2, step("b"), status=Status.RUNNING),
+                unit(other, 1, step("a"), sends=(event("p", "e2"),)),
+                unit(other, 2, step("b"), status=Status.WAITING),
+            ]
+            first = await w.commit(lease, *batch)
+            assert [each.refused for each in first] == [Refusal.UNKNOWN_PROCESS, None, None, None]
+            assert await w.commit(lease, *batch) == first
+            assert [each.key for each in (await w.history("p")).checkpoints] == ["b"]
+            # Nothing is against it any more: it is written, behind what overtook it.
+            await w.add("nobody")
+            assert await w.commit(lease, *batch) == [DONE] * 4
+            assert [each.event_id for each in await w.mailbox("nobody")] == ["e1"]
+            snapshot = await w.history("p")
+            assert {each.key for each in snapshot.checkpoints} == {"a", "b"}
+            assert (snapshot.row.status, snapshot.row.seq) == (Status.RUNNING, 2)
+            assert [each.event_id for each in await w.mailbox("p")] == ["e2"]
+            await w.done(lease, unit(row, 3, step("c"), status=Status.WAITING))
+            assert (await w.row("p")).status is Status.WAITING
