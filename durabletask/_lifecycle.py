@@ -190,6 +190,11 @@ class Lifecycle:
         return input
 
     @property
+    def tenure(self) -> tuple[int, int]:
+        """Which ownership of which creation this is; a later one is greater."""
+        return self.incarnation, self.epoch
+
+    @property
     def interrupted(self) -> bool:
         """Whether nothing may be recorded any more because the run unwinds."""
         # A writer that is being cancelled, by nobody we know: the loop is shutting down around

@@ -436,7 +436,7 @@ class Session:
         row = claimed.row
         definition = self._config.registry.named(row.name)
         before = self.runs.get(row.process_id)
-        if before is not None and row.epoch > before.epoch:
+        if before is not None and (row.incarnation, row.epoch) > before.tenure:
             self._anew[row.process_id] = [claimed]
         if before is not None or definition is None or self._draining:
             return

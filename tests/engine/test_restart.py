@@ -249,6 +249,33 @@ async def test_while_its_host_drains_or_dies(world: World) -> None:
         assert (await host.get("p").info()).generation == 20
 
 
+@virtual
+async def test_created_anew_before_its_host_has_heard_of_the_end(world: World) -> None:
+    """An id that is purged and spawned again while the answer to its end is on its way runs."""
+
+    async def process(proc: Process, number: int) -> int:
+        return await proc.get("n", number)
+
+    host = world.host(process)
+
+    async def slow(call: str) -> None:
+        if call == "commit":
+            await asyncio.sleep(5)
+
+    async with host:
+        world.wires[host].after = slow
+        await host.spawn(process, "p", 1)
+        await asyncio.sleep(6)
+        assert world.row("p").status is Status.COMPLETED
+        assert await world.storage.purge(["p"]) == [None]
+        handle = await host.spawn(process, "p", 2)
+        world.wires[host].up()
+        await asyncio.sleep(20)
+        assert world.row("p").status is Status.COMPLETED
+        assert world.row("p").ending is not None
+        assert await handle.result() == 2
+
+
 def test_dead_at_every_call() -> None:
     """S2.06 (F024): three generations die before and after every storage call."""
     report = crash_everywhere(counts, 0, 2, process_id="p")
