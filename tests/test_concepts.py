@@ -1,15 +1,19 @@
 """The page of concepts says what the code says: every verb, status, limit and error."""
 
 import ast
+import asyncio
 import inspect
 import re
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from durabletask import (
     Limits,
+    MemoryStorage,
     Process,
     ProcessClient,
     ProcessHandle,
@@ -20,6 +24,7 @@ from durabletask import (
 )
 from durabletask._filter import Filter
 from durabletask._transitions import NEXT
+from durabletask.testing import VirtualClock, run_virtual
 
 PAGE = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8")
 CODE = re.compile(r"`([^`\n]+)`|^    (.+)$", re.MULTILINE)
@@ -138,6 +143,83 @@ def check_keywords(call: ast.Call, function: ast.Attribute) -> None:
     parameters = inspect.signature(getattr(owner, function.attr)).parameters
     if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         assert {keyword.arg for keyword in call.keywords} <= {*parameters}, ast.unparse(call)
+
+
+async def nothing() -> None:
+    """Do nothing; a step."""
+
+
+async def used_twice(proc: Process) -> None:
+    await proc.do("ship", nothing)
+    await proc.do("ship", nothing)
+
+
+async def asks_otherwise(proc: Process) -> None:
+    await proc.event("go")
+    if proc.resuming:
+        await proc.delay("ship", timedelta(0))
+    await proc.do("ship", nothing)
+    await proc.event("never")
+
+
+async def nested(proc: Process) -> None:
+    async def body() -> None:
+        await proc.do("ship", nothing)
+
+    await proc.do("outer", body)
+
+
+async def races_a_step(proc: Process) -> None:
+    await proc.race("first", proc.do("ship", nothing))  # type: ignore[arg-type]
+
+
+async def lends(proc: Process) -> None:
+    LENT.append(proc)
+    await proc.event("back")
+
+
+async def borrows(proc: Process) -> None:
+    await LENT[0].do("ship", nothing)
+
+
+LENT: list[Process] = []
+MISUSES = [used_twice, asks_otherwise, nested, races_a_step, lends, borrows]
+
+
+def test_misuse_is_told_as_it_is() -> None:
+    """What the page says that errors say, they say."""
+    (block,) = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
+    said: list[str] = []
+
+    async def outcome(host: ProcessHost, fn: Any, process_id: str) -> None:
+        handle = await host.spawn(fn, process_id)
+        with pytest.raises(errors.ProcessError) as caught:
+            await handle.result()
+        said.append(str(caught.value.__cause__))
+
+    async def main(clock: VirtualClock) -> None:
+        storage = MemoryStorage(clock, lease_ttl_s=None)
+        async with ProcessHost(storage, processes=MISUSES, clock=clock) as host:
+            await host.spawn(asks_otherwise, "p")
+            await host.raise_event("p", "go")
+            await asyncio.sleep(1)
+        async with ProcessHost(storage, processes=MISUSES, clock=clock) as host:
+            await outcome(host, used_twice, "order/1")
+            await outcome(host, asks_otherwise, "p")
+            await outcome(host, nested, "order/3")
+            lender = await host.spawn(lends, "order/7")
+            await asyncio.sleep(1)
+            await outcome(host, borrows, "order/8")
+            await lender.raise_event("back")
+            await lender.result()
+            with pytest.raises(errors.WrongContextError) as late:
+                await LENT[0].do("ship", nothing)
+            said.append(str(late.value))
+            await outcome(host, races_a_step, "order/9")
+
+    LENT.clear()
+    run_virtual(main)
+    assert said == block.rstrip("\n").split("\n\n")
 
 
 def test_links_within_the_page() -> None:
