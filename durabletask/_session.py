@@ -504,7 +504,8 @@ class Session:
                 self._release(run)
         if ending is not None:
             self._expected.pop(run.process_id, None)
-        self._config.on_left(run.process_id, ending)
+        # Who waits for what was created anew under its id is not told of this end.
+        self._config.on_left(run.process_id, None if run.process_id in self._anew else ending)
         tell_process(self._config.observers, run, ending.status if ending else None, True)
         for claimed in self._anew.pop(run.process_id, ()):
             (self._start if claimed.fresh else self._news)(claimed)

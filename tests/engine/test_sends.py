@@ -168,8 +168,14 @@ def test_delivered_once_wherever_it_dies() -> None:
 
 
 def test_to_itself_once_wherever_it_dies() -> None:
-    """G8 (F024): the same where both are one."""
-    crash_everywhere(to_itself, process_id="p", pairs=True).check()
+    """G8 (F024): the same where both are one; the program also dies twice."""
+    crash_everywhere(to_itself, process_id="p").check()
+
+    async def once(proc: Process) -> int:
+        await proc.raise_event("send", proc.id, "n", 1)
+        return await proc.event("n", int)
+
+    crash_everywhere(once, process_id="p", pairs=True).check()
 
 
 def test_in_pairs_of_deaths() -> None:
