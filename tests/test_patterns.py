@@ -184,6 +184,19 @@ def test_dead_at_every_call(make: Any) -> None:
     crash_everywhere(options.pop("fn"), *options.pop("args"), **options).check()
 
 
+def test_a_restart_is_one_record() -> None:
+    """F024: dead at every call around two restarts: the third day comes once."""
+    module = load("long_loop")
+
+    async def take_stock(day: int) -> int:
+        if day == 2:
+            raise ValueError("sold out")
+        return day
+
+    module.take_stock = take_stock
+    crash_everywhere(module.watch_stock, 0).check()
+
+
 def test_every_pattern_dies_everywhere() -> None:
     """No sample is left out of the test above."""
     assert {make.__name__ for make in CRASHES} == {path.stem for path in SAMPLES}
