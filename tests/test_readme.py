@@ -93,8 +93,10 @@ def test_names_the_namesake() -> None:
     "page",
     [
         "README.md",
+        "docs/comparison.md",
         "docs/concepts.md",
         "docs/design.md",
+        "docs/migrating.md",
         "docs/patterns.md",
         "docs/performance.md",
         "docs/postgres.md",
