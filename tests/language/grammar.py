@@ -27,6 +27,8 @@ from hypothesis import strategies as st
 
 SLACK_S = 10_000.0
 """More than all downtimes and delays of a storage in one play."""
+LIVES = 5
+"""In each of them a timeout of asyncio's begins anew."""
 UNHEARD_S = 50.0
 UNDO_S = 3_600.0
 """At least as long as an undo that fails for good is tried again."""
@@ -295,7 +297,8 @@ def longest(node: Node) -> float:
         case Map(count, takes_s=takes_s):
             return count * takes_s
         case Group() | Timeout(never="event" | "delay" | "race" | "gather"):
-            return limit_s(node)
+            durable = isinstance(node, Group) or node.durable
+            return limit_s(node) * (1 if durable else LIVES)
         case _:
             return sum(longest_of(body) for _, body in inner("", node))
 

@@ -12,12 +12,16 @@ from datetime import timedelta
 from typing import Any
 
 from durabletask import DelayResult, DurableWait, Process, RaceResult, RetryPolicy, current_step
+from durabletask._children import RESULT
 from durabletask.errors import DurableTaskError, StepError
 from tests.language import grammar
 from tests.language.grammar import PAUSE_S, UNHEARD_S, Body, Never, Node, Program
 
 Place = tuple[str, str, int]
 """(process_id, key, index); the key of an undo has a "~" before it."""
+
+WHOLE = -2
+"""In place of an index: of all items of a map together."""
 
 FOREVER = timedelta(days=40 * 365)
 YEAR = timedelta(days=365)
@@ -167,7 +171,7 @@ class Interpreter:
             return number
 
         call = proc.map(key, item, range(node.count), concurrency=node.concurrency)
-        return await self.see(proc, key, call, -2)
+        return await self.see(proc, key, call, WHOLE)
 
     async def report(self, proc: Process, key: str, node: grammar.Report) -> Any:
         """A report."""
@@ -317,7 +321,8 @@ class Interpreter:
             if isinstance(error, DurableTaskError):
                 raise
             found.append("over")
-            self.world.trace.append(Seen((proc.id, f"{key}/limit", -1), "over"))
+            if node.durable:
+                self.world.trace.append(Seen((proc.id, f"{key}/limit", -1), "over"))
         return found
 
     async def first_done(self, proc: Process, key: str, node: grammar.FirstDone) -> Any:
@@ -369,7 +374,7 @@ class Interpreter:
             await self.see(proc, f"{key}/send", call)
         if node.how == "leave":
             return child.id
-        return await self.see(proc, f"{key}/result", child.result())
+        return await self.see(proc, key, child.result(), RESULT)
 
 
 Way = Callable[[Interpreter, Process, str, Any], Awaitable[Any]]

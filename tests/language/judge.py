@@ -14,7 +14,14 @@ import msgspec
 
 from durabletask import Status
 from durabletask._model import CHILD_ENDED
-from durabletask._notes import CallNote, DecisionNote, EventNote, RaceNote, TimeoutNote
+from durabletask._notes import (
+    CallNote,
+    DecisionNote,
+    EventNote,
+    RaceNote,
+    RetryNote,
+    TimeoutNote,
+)
 from durabletask._transitions import NEXT, may_follow
 from durabletask.storage import Checkpoint, Form, Kind, Snapshot
 from tests.language.interpreter import Place, Ran, Seen
@@ -115,6 +122,8 @@ def broken(played: Played, *, retried: bool = False) -> list[str]:
         *_seen_otherwise(played, retried=retried),
         *(() if retried else _recorded_twice(played)),
         *(() if retried else _events_taken_twice(played)),
+        *_seen_early(played),
+        *(() if retried else _cancelled_twice(played)),
         *_order_of_undos(played),
         *_statuses(played),
     ]
@@ -127,16 +136,22 @@ def _repeated(played: Played) -> Iterator[str]:
 
 
 def _run_after_the_record(played: Played, *, retried: bool) -> Iterator[str]:
-    """G3: what is recorded does not run again."""
+    """G3: what is recorded does not run again, nor does a failed attempt that is."""
     recorded: set[Place] = set()
+    attempts: dict[Place, int] = {}
     for each in played.world.trace:
-        if isinstance(each, Ran) and each.at in recorded:
+        if isinstance(each, Ran) and (
+            each.at in recorded or each.attempt <= attempts.get(each.at, 0)
+        ):
             yield f"{each} although it was recorded"
         elif isinstance(each, Written) and not retried:
             for held in each.unit.checkpoints:
                 if held.kind in (Kind.DO, Kind.UNDO):
                     mark = "~" if held.kind is Kind.UNDO else ""
                     recorded.add((each.unit.process_id, mark + held.key, held.index))
+                elif held.kind is Kind.RETRY:
+                    note = msgspec.json.decode(held.payload, type=RetryNote)
+                    attempts[each.unit.process_id, held.key, held.index] = note.attempts
 
 
 def _seen_otherwise(played: Played, *, retried: bool) -> Iterator[str]:
@@ -174,6 +189,31 @@ def _events_taken_twice(played: Played) -> Iterator[str]:
                 place = unit.process_id, position
                 if taken.setdefault(place, (unit.epoch, unit.seq)) != (unit.epoch, unit.seq):
                     yield f"event {place} taken twice"
+
+
+def _seen_early(played: Played) -> Iterator[str]:
+    """G1: what user code is given is recorded by then."""
+    recorded: set[tuple[str, str, int | None]] = set()
+    for each in played.world.trace:
+        if isinstance(each, Written):
+            for held in each.unit.checkpoints:
+                if held.kind not in HOW_IT_WENT:
+                    recorded.add((each.unit.process_id, held.key, held.index))
+                    recorded.add((each.unit.process_id, held.key, None))
+        elif isinstance(each, Seen):
+            process_id, key, index = each.at
+            if index > -2 and (process_id, key, index if index >= 0 else None) not in recorded:
+                yield f"{each} before it was recorded"
+
+
+def _cancelled_twice(played: Played) -> Iterator[str]:
+    """Rule 7: a request to cancel is met once."""
+    met: dict[str, tuple[int, int]] = {}
+    for each in played.world.trace:
+        if isinstance(each, Written) and each.unit.meets_cancel:
+            unit = each.unit.epoch, each.unit.seq
+            if met.setdefault(each.unit.process_id, unit) != unit:
+                yield f"{each.unit.process_id} met its cancel twice"
 
 
 def _order_of_undos(played: Played) -> Iterator[str]:

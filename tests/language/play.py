@@ -379,7 +379,8 @@ class _Life:
         of = self.of
         client = of.client()
         if of.asleep and not self.asking:
-            await client.get(ID).resume()
+            with suppress(DurableTaskError):
+                await client.get(ID).resume()
             of.asleep = False
         while True:
             page = await of.storage.list(Query(limit=1_000))
@@ -396,7 +397,13 @@ class _Life:
 
     async def _retry(self, client: ProcessClient, asked: Asked) -> bool:
         self.of.to_ask.remove(asked)
-        self.of.world.mended = True
+        # Not where a timeout was left by an error: the record of that outlives the retry, so the
+        # mended body would wait in it for ever.
+        self.of.world.mended = not any(
+            isinstance(node, grammar.Timeout) and node.never and node.durable
+            for each in self.of.world.programs
+            for _, node in grammar.of(each)
+        )
         self.of.played.verbs.append(asked.verb)
         try:
             await client.get(ID).retry()
