@@ -16,6 +16,7 @@ from typing import Any, Self
 from durabletask._callable import Callables
 from durabletask._client import POLL_S, ProcessClient
 from durabletask._clock import Clock
+from durabletask._config import Config
 from durabletask._errors import (
     HostStateError,
     LeaseLostError,
@@ -28,7 +29,7 @@ from durabletask._observe import Observer
 from durabletask._repeat import BACKOFF_MAX_S, BACKOFF_MIN_S, MAY_PASS, loudness
 from durabletask._retention import Retention
 from durabletask._retry import RetryPolicy
-from durabletask._session import CLOSE_S, Config, Session
+from durabletask._session import CLOSE_S, Session
 from durabletask._storage import ProcessStorage
 
 _log = logging.getLogger("durabletask")

@@ -7,39 +7,31 @@ with everything it had in memory, and the host begins another one.
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context
-from dataclasses import dataclass
 from datetime import datetime
-from random import Random
 from threading import get_ident
 from typing import Any
 from weakref import WeakSet
 
-from durabletask._callable import Callables
-from durabletask._clock import Clock
-from durabletask._codec import Codec
-from durabletask._context import Travelling
+from durabletask._claiming import Claiming
+from durabletask._config import Config
 from durabletask._control import to_cancel
 from durabletask._errors import (
     DecodeError,
     HostStateError,
-    LeaseLostError,
     ProcessBusyError,
     StorageError,
     StorageFailedError,
     StorageRewoundError,
     StorageUnknownError,
 )
-from durabletask._failure import Failures
 from durabletask._group import GroupCommit
-from durabletask._lease import Trust, contract_broken, keep_renewed
-from durabletask._limits import Limits
+from durabletask._lease import Trust, keep_renewed
 from durabletask._model import (
     Claimed,
-    Claims,
     Created,
     Ending,
     Event,
@@ -49,16 +41,13 @@ from durabletask._model import (
     Refusal,
     Status,
 )
-from durabletask._observe import Observer, tell_process
+from durabletask._observe import tell_process
 from durabletask._overdue import Overdue
-from durabletask._places import Ask, Places
-from durabletask._registry import Registry
-from durabletask._repeat import BACKOFF_MAX_S, BACKOFF_MIN_S, MAY_PASS, loudness, repeat_unknown
-from durabletask._retry import RetryPolicy
+from durabletask._repeat import repeat_unknown
 from durabletask._run import Run
 from durabletask._runner import damaged, deadly, execute, quarantined, unwind
 from durabletask._services import Services
-from durabletask._storage import Hints, ProcessStorage
+from durabletask._storage import Hints
 from durabletask._suspects import SUSPECT_DEATHS, Suspects
 from durabletask._timers import Timers
 from durabletask._transitions import FINISHED
@@ -66,14 +55,6 @@ from durabletask._writer import Writer
 
 _log = logging.getLogger("durabletask")
 
-CLAIM_MAX = 1_000
-"""Processes taken by one claim: enough to make the round trip cheap, few enough to share."""
-
-POLL_MIN_S = 0.02
-POLL_SPREAD = 1 / 6
-"""By how much of itself a pause between two looks may be shorter."""
-HAND_OVER_S = 0.001
-"""How long a hint about a process that runs here may turn out to be no news."""
 RELEASE_PAUSE_S = 1.0
 """How long a process rests whose run the storage refused."""
 CREATE_MAX = 1_000
@@ -82,26 +63,6 @@ BUSY_PAUSE_S = 0.25
 IDS_NAMED_MAX = 10
 CLOSE_S = 5.0
 """How long a stop waits for a storage that does not answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """What a host was made with and a session needs."""
-
-    storage: ProcessStorage
-    registry: Registry
-    codec: Codec
-    failures: Failures
-    callables: Callables
-    limits: Limits
-    clock: Clock
-    random: Random
-    retry: RetryPolicy | None
-    observers: tuple[Observer, ...]
-    label: str
-    poll_s: float
-    travelling: Travelling
-    on_left: Callable[[str, Ending | None], None]
 
 
 class Session:
@@ -113,12 +74,8 @@ class Session:
         self.runs: dict[str, Run] = {}
         self.broken: asyncio.Future[Exception] = self._loop.create_future()
         """Set with the error that ended the lease or the storage."""
-        self._look = asyncio.Event()
-        self._full = False
-        self._asks: list[Ask] = []
-        self.places = Places(config.registry.concurrency(), self._look.set)
-        # The position that a run's mailbox reaches when every event that was hinted is handed over.
-        self._expected: dict[str, int] = {}
+        self._claims = Claiming(config, self.runs, self._take, self._break, self._new_id)
+        self.places = self._claims.places
         # News of a process whose creation the storage has acknowledged and we have not yet heard.
         self._early: dict[str, list[Claimed]] = {}
         self._creating = False
@@ -155,13 +112,14 @@ class Session:
         self._suspects = Suspects(self._start, self._news)
         self._services = self._make_services()
         self._unsubscribe = (
-            config.storage.subscribe(self._hint)
+            config.storage.subscribe(self._claims.hint)
             if isinstance(config.storage, Hints)
             else lambda: None
         )
         _sessions.add(self)
         renewal = keep_renewed(config.storage, self.lease, self._trust, config.clock, self._break)
-        self._claiming = self._loop.create_task(self._claim_for_ever(), name="durabletask claims")
+        claims = self._claims.for_ever(self.lease, self._trust)
+        self._claiming = self._loop.create_task(claims, name="durabletask claims")
         self._renewing = self._loop.create_task(renewal, name="durabletask lease")
 
     def now(self) -> datetime:
@@ -176,7 +134,7 @@ class Session:
         if run is not None and event.position == run.mailbox.position + 1:
             run.mailbox.add((event,))
         else:
-            self._look.set()
+            self._claims.look()
 
     async def drain(self, drain_s: float) -> None:
         """Begin nothing more; let steps in flight finish and be recorded, then interrupt."""
@@ -256,115 +214,11 @@ class Session:
 
     # --- taking processes -------------------------------------------------------------------
 
-    def _hint(self, process_id: str | None) -> None:
-        run = None if process_id is None else self.runs.get(process_id)
-        if process_id is None or run is None:
-            self._look.set()
-        elif process_id in self._expected:
-            self._expected[process_id] += 1
+    def _take(self, claimed: Claimed) -> None:
+        if claimed.fresh:
+            self._start(claimed)
         else:
-            # Nearly always an event that came through this host, which hands it over itself;
-            # to ask the storage at once would only hold up the record that it was taken.
-            self._expected[process_id] = run.mailbox.position + 1
-            self._loop.call_later(HAND_OVER_S, self._look_if_behind, process_id)
-
-    def _look_if_behind(self, process_id: str) -> None:
-        expected = self._expected.pop(process_id, None)
-        if expected is None:
-            return  # it has ended here
-        run = self.runs.get(process_id)
-        if run is None or run.mailbox.position < expected:
-            self._look.set()
-
-    async def _claim_for_ever(self) -> None:
-        config = self._config
-        wait_s = BACKOFF_MIN_S
-        idle_s = POLL_MIN_S
-        while True:
-            # Cleared before looking: a hint that arrives meanwhile makes it look again.
-            self._look.clear()
-            try:
-                more, next_s, found = await self._claim()
-            except MAY_PASS as error:
-                _log.log(loudness(error), "storage: %s; claiming again in %.2f s", error, wait_s)
-                await asyncio.sleep(wait_s * (0.5 + config.random.random() / 2))
-                wait_s = min(wait_s * 2, BACKOFF_MAX_S)
-                # With the same id: what a claim took whose answer was lost is ours to run.
-                continue
-            except (LeaseLostError, StorageRewoundError, StorageFailedError) as error:
-                self._break(error)
-                return
-            except Exception as error:  # noqa: BLE001  (a storage that breaks its contract)
-                self._break(contract_broken(error))
-                return
-            wait_s = BACKOFF_MIN_S
-            if more:
-                await asyncio.sleep(0)
-                continue
-            idle_s = POLL_MIN_S if found else min(idle_s * 2, self._idle_max_s())
-            # Spread, or hosts that were started together would ask together for ever.
-            pause_s = idle_s * (1 - POLL_SPREAD * config.random.random())
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(pause_s, next_s)):
-                    await self._look.wait()
-
-    def _idle_max_s(self) -> float:
-        """Return how long a session without hints may sleep between two looks.
-
-        A lease without end means that nobody else writes to the storage but
-        through this object, which hints: then only the machine's own sleep
-        makes it necessary to look by itself.
-        """
-        alone = self.lease.ttl_s is None and isinstance(self._config.storage, Hints)
-        return self._config.clock.recheck_s if alone else self._config.poll_s
-
-    async def _claim(self) -> tuple[bool, float, bool]:
-        """Claim once for all names; return if there is more, when next, and if anything came."""
-        if not self._asks:
-            self._asks = self.places.round(self._config.registry, self._new_id)
-            self._full = False
-        more, next_s, found = False, float("inf"), False
-        while self._asks:
-            # Kept until it is answered: what a claim took whose answer was lost is ours to run.
-            claims, has_room = await self._ask(self._asks[0])
-            del self._asks[0]
-            more = more or (claims.more and has_room)
-            found = found or bool(claims.claimed)
-            if claims.next_at is not None:
-                left_s = (claims.next_at - claims.now_at).total_seconds()
-                next_s = min(next_s, max(left_s, POLL_MIN_S))
-        return more, next_s, found
-
-    async def _ask(self, ask: Ask) -> tuple[Claims, bool]:
-        """Make one claim; return its answer, and whether there is room for more of those names."""
-        config = self._config
-        if ask.room is None:
-            ask.room = max(min(config.limits.resident_max - len(self.runs), CLAIM_MAX), 0)
-            if ask.limited is not None:
-                ask.room = self.places.take(ask.limited, ask.room)
-        room = ask.room
-        if room == 0 and ask.limited is not None:
-            return Claims((), self.now()), False
-
-        async def call() -> Claims:
-            return await config.storage.claim(self.lease, ask.claim_id, ask.names, count_max=room)
-
-        claims = await repeat_unknown(call)
-        self._trust.observe(claims.now_at)
-        for claimed in claims.claimed:
-            if claimed.fresh:
-                self._start(claimed)
-            else:
-                self._news(claimed)
-        is_full = len(self.runs) >= config.limits.resident_max
-        self._full = self._full or (claims.more and is_full)
-        if ask.limited is None:
-            return claims, not is_full
-        self.places.give_back(ask.limited, room)
-        has_room = not is_full and self.places.has_room(ask.limited)
-        if claims.more and not self.places.has_room(ask.limited):
-            self.places.want(ask.limited)
-        return claims, has_room
+            self._news(claimed)
 
     async def _create(self, processes: list[NewProcess]) -> Sequence[Created]:
         lease = self.lease if len(self.runs) < self._config.limits.resident_max else None
@@ -485,8 +339,6 @@ class Session:
         self._overdue.forget(run.process_id)
         self.places.give_back(run.name)
         self._suspects.cleared(run.process_id)
-        if self._full:
-            self._look.set()
         ending = None
         if not task.cancelled():
             error = task.exception()
@@ -502,13 +354,12 @@ class Session:
                 self._loop.call_later(RELEASE_PAUSE_S, self._release, run)
             elif run.outside.restart is None:
                 self._release(run)
-        if ending is not None:
-            self._expected.pop(run.process_id, None)
+        self._claims.left(run.process_id, ended=ending is not None)
         # Who waits for what was created anew under its id is not told of this end.
         self._config.on_left(run.process_id, None if run.process_id in self._anew else ending)
         tell_process(self._config.observers, run, ending.status if ending else None, True)
         for claimed in self._anew.pop(run.process_id, ()):
-            (self._start if claimed.fresh else self._news)(claimed)
+            self._take(claimed)
 
     def _release(self, run: Run) -> None:
         if not (self._draining or self.broken.done()):
@@ -521,7 +372,7 @@ class Session:
         (answer,) = await repeat_unknown(lambda: config.storage.request([control]))
         if answer.refused is Refusal.BUSY:
             raise ProcessBusyError(f"process {process_id!r} is busy")
-        self._look.set()
+        self._claims.look()
 
     def _make_services(self) -> Services:
         config = self._config

@@ -45,6 +45,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_runner",),
     ("_rehearsal",),
     # All processes of a host, and what holds them from outside.
+    ("_config",),
+    ("_claiming",),
     ("_session",),
     ("_requests",),
     ("_retention", "_bulk"),
@@ -85,7 +87,7 @@ BROAD_EXCEPTS: dict[tuple[str, str], str] = {
         "_undone",
     ): "what an undo raises is recorded, and the other undos still run",
     ("durabletask/_observe.py", "tell"): "an observer that raises is logged and fails no process",
-    ("durabletask/_session.py", "Session._claim_for_ever"): _CONTRACT,
+    ("durabletask/_claiming.py", "Claiming.for_ever"): _CONTRACT,
     (
         "durabletask/_steps.py",
         "StepRun._next_note",

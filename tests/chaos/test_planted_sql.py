@@ -17,7 +17,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from durabletask import Process, ProcessClient, ProcessHost, _session
+from durabletask import Process, ProcessClient, ProcessHost, _claiming
 from durabletask._notes import EventNote, encode
 from durabletask.errors import LeaseLostError, StorageUnavailableError
 from durabletask.storage import (
@@ -397,7 +397,7 @@ async def test_messages_without_polling_are_caught(
     """C36 F065: a host that looks only when it is told to never runs what it was not told of."""
     names = [postgres.new_name(), postgres.new_name()]
     assert await deaf_host_runs(postgres, names[0], None)
-    monkeypatch.setattr(_session, "POLL_MIN_S", 1e9)
-    monkeypatch.setattr(_session.Session, "_idle_max_s", lambda self: 1e9)
+    monkeypatch.setattr(_claiming, "POLL_MIN_S", 1e9)
+    monkeypatch.setattr(_claiming.Claiming, "_idle_max_s", lambda self: 1e9)
     assert not await deaf_host_runs(postgres, names[1], 2.0)
     sql(postgres.dsn, *(f"drop schema {name} cascade" for name in names))

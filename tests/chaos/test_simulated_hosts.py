@@ -9,12 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
+import durabletask._claiming as _claiming
 import tests.planted_keeping
 import tests.planted_writing  # noqa: F401  (importing plants them)
-from durabletask import _session
 from durabletask._memory_hosts import Host, Hosts
 from durabletask._memory_process import ProcessState
-from durabletask._session import Session
 from durabletask.errors import StorageUnavailableError, StorageUnknownError
 from durabletask.storage import (
     DONE,
@@ -188,8 +187,8 @@ def test_a_storage_with_a_mistake_is_caught(name: str, monkeypatch: pytest.Monke
 
 def hints_without_polling(plant: pytest.MonkeyPatch) -> None:
     """C36: a host looks only when it is told to."""
-    plant.setattr(_session, "POLL_MIN_S", 1e9)
-    plant.setattr(Session, "_idle_max_s", lambda self: 1e9)
+    plant.setattr(_claiming, "POLL_MIN_S", 1e9)
+    plant.setattr(_claiming.Claiming, "_idle_max_s", lambda self: 1e9)
 
 
 def unfenced(plant: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,190 @@
+"""When a session asks its storage for processes and for news of those it has, and for how many.
+
+Refuses to know what becomes of what it gets.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Protocol
+
+from durabletask._config import Config
+from durabletask._errors import LeaseLostError, StorageFailedError, StorageRewoundError
+from durabletask._lease import Trust, contract_broken
+from durabletask._mailbox import Mailbox
+from durabletask._model import Claimed, Claims, Lease
+from durabletask._places import Ask, Places
+from durabletask._repeat import BACKOFF_MAX_S, BACKOFF_MIN_S, MAY_PASS, loudness, repeat_unknown
+from durabletask._storage import Hints
+
+_log = logging.getLogger("durabletask")
+
+CLAIM_MAX = 1_000
+"""Processes taken by one claim: enough to make the round trip cheap, few enough to share."""
+
+POLL_MIN_S = 0.02
+POLL_SPREAD = 1 / 6
+"""By how much of itself a pause between two looks may be shorter."""
+HAND_OVER_S = 0.001
+"""How long a hint about a process that runs here may turn out to be no news."""
+
+
+class HasMailbox(Protocol):
+    """A run, as far as it matters here."""
+
+    @property
+    def mailbox(self) -> Mailbox: ...
+
+
+class Claiming:
+    """Looks at the storage: often while there is something, seldom while there is nothing.
+
+    Args:
+        config: Of the host.
+        runs: What it runs, by id.
+        take: Gets each process that was claimed, and each that there is news of.
+        on_broken: Gets the error that ended the lease or the storage.
+        new_id: Makes claim ids.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        runs: Mapping[str, HasMailbox],
+        take: Callable[[Claimed], None],
+        on_broken: Callable[[Exception], None],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._config = config
+        self._runs = runs
+        self._take = take
+        self._on_broken = on_broken
+        self._new_id = new_id
+        self._loop = asyncio.get_running_loop()
+        self._look = asyncio.Event()
+        self._full = False
+        self._asks: list[Ask] = []
+        self.places = Places(config.registry.concurrency(), self._look.set)
+        # The position that a run's mailbox reaches when every event that was hinted is handed over.
+        self._expected: dict[str, int] = {}
+
+    def look(self) -> None:
+        """Look soon."""
+        self._look.set()
+
+    def left(self, process_id: str, *, ended: bool) -> None:
+        """Take note that there is room for one more."""
+        if self._full:
+            self._look.set()
+        if ended:
+            self._expected.pop(process_id, None)
+
+    def hint(self, process_id: str | None) -> None:
+        run = None if process_id is None else self._runs.get(process_id)
+        if process_id is None or run is None:
+            self._look.set()
+        elif process_id in self._expected:
+            self._expected[process_id] += 1
+        else:
+            # Nearly always an event that came through this host, which hands it over itself;
+            # to ask the storage at once would only hold up the record that it was taken.
+            self._expected[process_id] = run.mailbox.position + 1
+            self._loop.call_later(HAND_OVER_S, self._look_if_behind, process_id)
+
+    def _look_if_behind(self, process_id: str) -> None:
+        expected = self._expected.pop(process_id, None)
+        if expected is None:
+            return  # it has ended here
+        run = self._runs.get(process_id)
+        if run is None or run.mailbox.position < expected:
+            self._look.set()
+
+    async def for_ever(self, lease: Lease, trust: Trust) -> None:
+        """Claim, again and again, until that cannot be done any more."""
+        self._lease, self._trust = lease, trust
+        config = self._config
+        wait_s = BACKOFF_MIN_S
+        idle_s = POLL_MIN_S
+        while True:
+            # Cleared before looking: a hint that arrives meanwhile makes it look again.
+            self._look.clear()
+            try:
+                more, next_s, found = await self._claim()
+            except MAY_PASS as error:
+                _log.log(loudness(error), "storage: %s; claiming again in %.2f s", error, wait_s)
+                await asyncio.sleep(wait_s * (0.5 + config.random.random() / 2))
+                wait_s = min(wait_s * 2, BACKOFF_MAX_S)
+                # With the same id: what a claim took whose answer was lost is ours to run.
+                continue
+            except (LeaseLostError, StorageRewoundError, StorageFailedError) as error:
+                self._on_broken(error)
+                return
+            except Exception as error:  # noqa: BLE001  (a storage that breaks its contract)
+                self._on_broken(contract_broken(error))
+                return
+            wait_s = BACKOFF_MIN_S
+            if more:
+                await asyncio.sleep(0)
+                continue
+            idle_s = POLL_MIN_S if found else min(idle_s * 2, self._idle_max_s())
+            # Spread, or hosts that were started together would ask together for ever.
+            pause_s = idle_s * (1 - POLL_SPREAD * config.random.random())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(pause_s, next_s)):
+                    await self._look.wait()
+
+    def _idle_max_s(self) -> float:
+        """Return how long a session without hints may sleep between two looks.
+
+        A lease without end means that nobody else writes to the storage but
+        through this object, which hints: then only the machine's own sleep
+        makes it necessary to look by itself.
+        """
+        alone = self._lease.ttl_s is None and isinstance(self._config.storage, Hints)
+        return self._config.clock.recheck_s if alone else self._config.poll_s
+
+    async def _claim(self) -> tuple[bool, float, bool]:
+        """Claim once for all names; return if there is more, when next, and if anything came."""
+        if not self._asks:
+            self._asks = self.places.round(self._config.registry, self._new_id)
+            self._full = False
+        more, next_s, found = False, float("inf"), False
+        while self._asks:
+            # Kept until it is answered: what a claim took whose answer was lost is ours to run.
+            claims, has_room = await self._ask(self._asks[0])
+            del self._asks[0]
+            more = more or (claims.more and has_room)
+            found = found or bool(claims.claimed)
+            if claims.next_at is not None:
+                left_s = (claims.next_at - claims.now_at).total_seconds()
+                next_s = min(next_s, max(left_s, POLL_MIN_S))
+        return more, next_s, found
+
+    async def _ask(self, ask: Ask) -> tuple[Claims, bool]:
+        """Make one claim; return its answer, and whether there is room for more of those names."""
+        config = self._config
+        if ask.room is None:
+            ask.room = max(min(config.limits.resident_max - len(self._runs), CLAIM_MAX), 0)
+            if ask.limited is not None:
+                ask.room = self.places.take(ask.limited, ask.room)
+        room = ask.room
+        if room == 0 and ask.limited is not None:
+            return Claims((), self._trust.now()), False
+
+        async def call() -> Claims:
+            return await config.storage.claim(self._lease, ask.claim_id, ask.names, count_max=room)
+
+        claims = await repeat_unknown(call)
+        self._trust.observe(claims.now_at)
+        for claimed in claims.claimed:
+            self._take(claimed)
+        is_full = len(self._runs) >= config.limits.resident_max
+        self._full = self._full or (claims.more and is_full)
+        if ask.limited is None:
+            return claims, not is_full
+        self.places.give_back(ask.limited, room)
+        has_room = not is_full and self.places.has_room(ask.limited)
+        if claims.more and not self.places.has_room(ask.limited):
+            self.places.want(ask.limited)
+        return claims, has_room
