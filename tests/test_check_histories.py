@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from durabletask.testing import (
     import_histories,
     run_virtual,
 )
+from durabletask_filesystem import FileSystemStorage
 
 RAN: list[str] = []
 """Every step that ran; a check must add nothing."""
@@ -382,6 +384,28 @@ def test_an_export_is_the_process(waiting: bytes) -> None:
     before = len(RAN)
     assert run_virtual(main) == ("shipped", Status.COMPLETED)
     assert RAN[before:] == ["5 t1"]
+
+
+def test_an_export_of_a_folder_goes_on_in_memory(tmp_path: Path) -> None:
+    """Issue 4.5: every storage can be exported; what waited in a folder ends in memory."""
+
+    async def live() -> bytes:
+        async with ProcessHost(FileSystemStorage(tmp_path), processes=[order]) as host:
+            await host.spawn(order, "p", 5)
+            while not (await host.get("p").info()).waits:
+                await asyncio.sleep(0)
+            return await export_history(host, "p")
+
+    history = asyncio.run(live())
+    assert check(order, history).waits == ("event 'paid'",)
+
+    async def finish(clock: VirtualClock) -> str:
+        storage = import_histories([history], clock)
+        async with ProcessHost(storage, clock=clock, processes=[order]) as host:
+            await host.raise_event("p", "paid")
+            return await host.get(order, "p").result()
+
+    assert run_virtual(finish) == "shipped"
 
 
 def test_what_is_no_export_is_refused(waiting: bytes) -> None:
