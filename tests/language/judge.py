@@ -207,10 +207,12 @@ def _seen_early(played: Played) -> Iterator[str]:
 
 
 def _cancelled_twice(played: Played) -> Iterator[str]:
-    """Rule 7: a request to cancel is met once."""
+    """Rule 7: a request to cancel is met once; the next generation can be asked anew."""
     met: dict[str, tuple[int, int]] = {}
     for each in played.world.trace:
-        if isinstance(each, Written) and each.unit.meets_cancel:
+        if isinstance(each, Written) and each.unit.restart is not None:
+            met.pop(each.unit.process_id, None)
+        elif isinstance(each, Written) and each.unit.meets_cancel:
             unit = each.unit.epoch, each.unit.seq
             if met.setdefault(each.unit.process_id, unit) != unit:
                 yield f"{each.unit.process_id} met its cancel twice"
