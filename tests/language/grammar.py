@@ -405,9 +405,7 @@ def bodies(depth: int, *, root: bool, undos: bool) -> st.SearchStrategy[Body]:
             st.builds(Try, body, body),
             st.builds(Try, body, body),
             st.builds(Loop, st.integers(0, 3), body),
-            st.builds(
-                Cursor, st.integers(1, 3), bodies(depth - 1, root=root, undos=False)
-            ),
+            st.builds(Cursor, st.integers(1, 3), bodies(depth - 1, root=root, undos=False)),
             child,
             _races(st.builds(Child, programs_of(depth - 1), st.just("join"))),
         ]

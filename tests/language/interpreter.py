@@ -103,7 +103,9 @@ class Interpreter:
 
     async def body(self, proc: Process, key: str, body: Body) -> list[Any]:
         """Run the nodes of a body, one after the other."""
-        return [await _WAYS[type(node)](self, proc, at, node) for at, node in grammar.under(key, body)]
+        return [
+            await _WAYS[type(node)](self, proc, at, node) for at, node in grammar.under(key, body)
+        ]
 
     async def see(self, proc: Process, key: str, call: Awaitable[Any], index: int = -1) -> Any:
         """Await a durable call and note what user code was given."""

@@ -8,6 +8,7 @@ left out altogether.
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -53,10 +54,13 @@ def _of(snapshot: Snapshot) -> Iterator[tuple[str, object]]:
     if row.ending is not None:
         yield "came to", (row.ending.form, text(row.ending.payload))
     # What nobody takes may come after the end, and is refused.
-    yield "events taken", sorted(
-        (each.name, text(each.payload))
-        for each in snapshot.events
-        if each.consumed and not each.name.startswith(CHILD_ENDED)
+    yield (
+        "events taken",
+        sorted(
+            (each.name, text(each.payload))
+            for each in snapshot.events
+            if each.consumed and not each.name.startswith(CHILD_ENDED)
+        ),
     )
     for held in snapshot.checkpoints:
         if held.kind not in HOW_IT_WENT:
@@ -231,7 +235,7 @@ def _order_of_undos(played: Played) -> Iterator[str]:
 def _statuses(played: Played) -> Iterator[str]:
     """Every change of a status is legal, at most one of those that a batch holds being unseen."""
     for process_id, statuses in played.statuses.items():
-        for before, after in zip(statuses, statuses[1:], strict=False):
+        for before, after in pairwise(statuses):
             if not may_follow(before, after) and not any(
                 may_follow(between, after) for between in NEXT[before]
             ):

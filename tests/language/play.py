@@ -180,7 +180,9 @@ class _Play:
 
     async def raise_until(self, at_s: float) -> None:
         """Raise what is due; what was raised before is known by its id."""
-        for event_id, name, due_s in sorted(grammar.outside(self.program), key=lambda each: each[2]):
+        for event_id, name, due_s in sorted(
+            grammar.outside(self.program), key=lambda each: each[2]
+        ):
             if due_s <= at_s:
                 event = NewEvent(
                     process_id=ID, event_id=event_id, name=name, payload=f'"{event_id}"'.encode()

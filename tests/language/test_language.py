@@ -32,9 +32,7 @@ _troubles_many = st.lists(_troubles, min_size=1, max_size=3).map(tuple)
 _troubles_few = st.lists(_troubles, max_size=2).map(tuple)
 _downtimes = st.sampled_from((0.0, 5.0, 300.0))
 
-weathers = st.builds(
-    Weather, _troubles_many, slow=st.booleans(), downtime_s=_downtimes
-)
+weathers = st.builds(Weather, _troubles_many, slow=st.booleans(), downtime_s=_downtimes)
 _verbs = st.builds(Asked, st.sampled_from(Verb), _places, st.integers(0, 12))
 demands = st.builds(
     Weather,

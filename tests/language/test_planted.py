@@ -16,7 +16,7 @@ from msgspec.structs import replace
 import durabletask._children as _children
 import durabletask._compensation as _compensation
 from durabletask._map import Map
-from durabletask._model import NO_INDEX, Claimed, Kind
+from durabletask._model import Claimed, Kind
 from durabletask._process_waits import EventStream
 from durabletask._run import Run
 from durabletask._steps import StepRun
@@ -80,9 +80,7 @@ def undos_in_order(patch: pytest.MonkeyPatch) -> None:
 def child_spawned_twice(patch: pytest.MonkeyPatch) -> None:
     """The id of a child has the epoch in it, and its creation is a unit of its own."""
     derived_id, reach = _children.derived_id, _children._reach
-    patch.setattr(
-        _children, "derived_id", lambda run, key: derived_id(run, f"{key}/{run.epoch}")
-    )
+    patch.setattr(_children, "derived_id", lambda run, key: derived_id(run, f"{key}/{run.epoch}"))
 
     async def apart(run: Run, checkpoint: Any, kind: Any = None, **more: Any) -> Any:
         if spawns := more.pop("spawns", None):
@@ -109,8 +107,10 @@ def item_run_again(patch: pytest.MonkeyPatch) -> None:
     init = Map.__init__
 
     def forgetful(work: Any, run: Run, key: str, *args: Any, **options: Any) -> None:
-        last = max((index for at, index in run.journal.slots if at == key), default=NO_INDEX)
-        run.journal.slots.pop((key, last), None)
+        slots: dict[Any, Any] = run.journal.slots
+        items = [place for place in slots if isinstance(place, tuple) and place[0] == key]
+        if items:
+            del slots[max(items)]
         init(work, run, key, *args, **options)
 
     patch.setattr(Map, "__init__", forgetful)
