@@ -8,7 +8,7 @@ last: what waits for it is known to be in the middle of what it does.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -372,17 +372,33 @@ async def nop() -> None:
     """Do nothing; a step."""
 
 
+class Looked(PostgresStorage):
+    """A storage that says when its host has looked for the first time."""
+
+    def __init__(self, dsn: str, **options: Any) -> None:
+        super().__init__(dsn, **options)
+        self.has_looked = asyncio.Event()
+
+    async def claim(
+        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+    ) -> Claims:
+        claims = await super().claim(lease, claim_id, names, count_max=count_max)
+        self.has_looked.set()
+        return claims
+
+
 async def deaf_host_runs(postgres: Postgres, name: str, wait_s: float | None) -> bool:
     """Spawn through a client while the only host, which is idle, hears no message."""
 
     async def process(proc: Process) -> None:
         await proc.do("step", nop)
 
-    deaf = PostgresStorage(postgres.dsn, schema=name, notify=False)
+    deaf = Looked(postgres.dsn, schema=name, notify=False)
     async with (
         ProcessHost(deaf, processes=[process]),
         ProcessClient(PostgresStorage(postgres.dsn, schema=name), processes=[process]) as client,
     ):
+        await deaf.has_looked.wait()  # and has found nothing yet
         handle = await client.spawn(process, "p")
         try:
             await handle.result(wait_s)
