@@ -14,7 +14,14 @@ import msgspec
 from durabletask._culprits import read_culprits
 from durabletask._errors import InvalidArgumentError, ProcessStateError
 from durabletask._model import NO_INDEX, Checkpoint, Form, Kind, Place, Snapshot, Status
-from durabletask._notes import CallNote, CancelNote, DecisionNote, EventNote, RaceNote
+from durabletask._notes import (
+    CallNote,
+    CancelNote,
+    DecisionNote,
+    EventNote,
+    RaceNote,
+    TimeoutNote,
+)
 
 ATTEMPT_NOTES = (Kind.RETRY, Kind.HEARTBEAT, Kind.START, Kind.WAIT, Kind.OVERTAKEN)
 """What stands beside a checkpoint under its key and index, and goes with it."""
@@ -67,7 +74,8 @@ def plan_retry(snapshot: Snapshot, from_key: str | None = None) -> Plan:
         return _plan(snapshot, _from(snapshot, from_key))
     if row.status is Status.QUARANTINED or row.ending is None:
         return Plan(Status.RUNNING)
-    return _plan(snapshot, frozenset(read_culprits(row.ending.payload)))
+    culprits = frozenset(read_culprits(row.ending.payload))
+    return _plan(snapshot, culprits | frozenset(_left_by(culprits, snapshot.checkpoints)))
 
 
 def _from(snapshot: Snapshot, from_key: str) -> frozenset[Place]:
@@ -178,6 +186,21 @@ def _restored(held: Checkpoint, forget: AbstractSet[Place]) -> int:
     if spawned_by_itself or Place(Kind.CHILD, taken.key, NO_INDEX) in forget:
         return 0  # it is spawned again, which tells of its end again
     return taken.position
+
+
+def _left_by(culprits: AbstractSet[Place], checkpoints: Iterable[Checkpoint]) -> Iterator[Place]:
+    """Yield the durable timeouts that the errors left on their way out, before their time.
+
+    They begin anew, with all their time: as recorded they would be over and guard nothing.
+    One that was opened and left behind the error, to clean up, only costs a record more.
+    """
+    raised = False
+    for held in checkpoints:
+        raised = raised or _place(held) in culprits
+        if not raised or held.kind is not Kind.TIMEOUT or held.form is not Form.VALUE:
+            continue
+        if not msgspec.json.decode(held.payload, type=TimeoutNote).expired:
+            yield _place(held)
 
 
 def _cancelled_by(key: str, checkpoints: Iterable[Checkpoint]) -> Iterator[Place]:

@@ -458,3 +458,37 @@ async def test_what_is_put_aside_is_not_recalled_after_a_crash(world: World) -> 
         await other.raise_event("p", "go")
         assert await other.get(process, "p").result() == "a"
     assert steps.ran == ["a", "a"]
+
+
+@virtual
+async def test_a_timeout_that_the_error_left_begins_anew(world: World) -> None:
+    """Rule 9: with all its time, counted from the retry; one that was over before stays over."""
+    steps = Steps("b")
+    world.allow(days=2)
+
+    async def process(proc: Process) -> str:
+        async with proc.timeout("before", timedelta(hours=1)):
+            await proc.do("a", steps.step, "a")
+        try:
+            async with proc.timeout("around", timedelta(minutes=1)):
+                await proc.do("b", steps.step, "b")
+                await proc.event("never")
+        except TimeoutError:
+            return "in time"
+        return "never"
+
+    async with world.host(process) as host:
+        handle = await host.spawn(process, "p")
+        await failed(handle)
+        await asyncio.sleep(86_400)  # a human looks at it
+        steps.broken.clear()
+        await handle.retry()
+        await asyncio.sleep(59)
+        assert (await handle.info()).status is Status.WAITING
+        assert await handle.result() == "in time"
+        assert sorted(await forgotten(handle)) == [
+            ("do", "b"),
+            ("timeout", "around"),
+            ("wait", "around"),
+        ]
+    assert steps.ran == ["a", "b", "b"]
