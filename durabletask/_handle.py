@@ -187,10 +187,11 @@ class ProcessHandle(Generic[T]):
         the failures that it handled, are recalled. Where that was the failure
         of a child, the child is retried as well; one that was cancelled,
         terminated or undone cannot be, but once it is purged the retry of its
-        parent spawns it anew. Once it was decided to undo,
-        a retry goes on with that: failed undos run again. A quarantined
-        process goes on with everything it has. What is put aside stays in
-        `history()`, as `forgotten`.
+        parent spawns it anew. A `proc.timeout` that the error left begins anew
+        with all its time; a `deadline` of the process that has passed cancels
+        it again. Once it was decided to undo, a retry goes on with that:
+        failed undos run again. A quarantined process goes on with everything
+        it has. What is put aside stays in `history()`, as `forgotten`.
 
         Args:
             from_key: Put aside everything recorded from the first record of

@@ -64,7 +64,7 @@ class Run(Lifecycle):
             ProcessCancelledError: A request from outside is met here, and recorded.
         """
         if self._phase is Phase.COLLECTING:
-            await self._stay_recorded(key, index)
+            await self._stay_recorded(kind, key, index)
             return
         if self.compensating:
             self.check_caller(key)  # an undo that makes durable calls is told so
@@ -464,10 +464,15 @@ class Run(Lifecycle):
             self.gated = True
         return task
 
-    async def _stay_recorded(self, key: str, index: int) -> None:
-        """Let a call pass that only recalls; hold one that is new until all undos are known."""
+    async def _stay_recorded(self, kind: Kind, key: str, index: int) -> None:
+        """Let a call pass that only recalls; hold one that is new until all undos are known.
+
+        A timeout that an earlier run has entered and not left records nothing when it is
+        entered again, and there may be steps in it that are to be undone.
+        """
         undos = self.undos
-        if undos is None or not self.journal.is_new(key, index):
+        is_open = kind is Kind.TIMEOUT and self.journal.has_begun(key, index)
+        if undos is None or is_open or not self.journal.is_new(key, index):
             if undos is not None:
                 undos.asked_s = self.services.loop.time()
             return

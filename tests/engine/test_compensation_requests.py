@@ -225,3 +225,40 @@ async def test_everything_that_is_recorded_is_passed_while_collecting(world: Wor
         assert info.compensation.done == ("hotel",)
         assert info.progress == {"at": 2}
         assert calls == before
+
+
+@virtual
+async def test_an_undo_within_an_open_timeout_is_found_by_another_host(world: World) -> None:
+    """Rule 8: what was entered and not left is entered again while undos are collected."""
+    undone: list[str] = []
+
+    async def book() -> str:
+        return "hotel"
+
+    async def cancel(what: str) -> None:
+        if not undone:
+            undone.append("begun, and the host dies")
+            await asyncio.sleep(1000)
+        undone.append(what)
+
+    async def fails() -> None:
+        await asyncio.sleep(5)
+        raise ValueError("no")
+
+    async def side(proc: Process) -> None:
+        async with proc.timeout("a day", DAY):
+            await proc.do("hotel", book, undo=cancel)
+            await proc.event("never")
+
+    async def process(proc: Process) -> None:
+        await asyncio.gather(side(proc), proc.do("pay", fails))
+
+    await world.begin_and_die(process, after_s=20)
+    async with world.host(process) as host:
+        handle = host.get(process, "p")
+        with pytest.raises(ProcessFailedError, match="ValueError: no"):
+            await handle.result()
+        compensation = (await handle.info()).compensation
+        assert compensation is not None
+        assert compensation.done == ("hotel",)
+    assert undone[1:] == ["hotel"]
