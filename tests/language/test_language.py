@@ -23,6 +23,7 @@ from tests.language.play import ID, Asked, Blow, Played, Trouble, Verb, Weather,
 QUICK = settings(
     max_examples=300,
     deadline=None,
+    derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
 
@@ -115,7 +116,7 @@ PORTION = 500
 def explore(check: Callable[[Program, Weather], None], number: int) -> None:
     """Play a portion of examples."""
     weather = weathers if check is compare else demands
-    portion = settings(QUICK, max_examples=PORTION, database=None)
+    portion = settings(QUICK, max_examples=PORTION, derandomize=False, database=None)
     run = seeded(number)(portion(given(first_programs(3), weather)(check)))
     run()
 
