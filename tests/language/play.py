@@ -399,13 +399,7 @@ class _Life:
 
     async def _retry(self, client: ProcessClient, asked: Asked) -> bool:
         self.of.to_ask.remove(asked)
-        # Not where a timeout was left by an error: the record of that outlives the retry, so the
-        # mended body would wait in it for ever.
-        self.of.world.mended = not any(
-            isinstance(node, grammar.Timeout) and node.never and node.durable
-            for each in self.of.world.programs
-            for _, node in grammar.of(each)
-        )
+        self.of.world.mended = True
         self.of.played.verbs.append(asked.verb)
         try:
             await client.get(ID).retry()
