@@ -69,9 +69,11 @@ class Outside:
         restart: The input with which the process is to begin anew.
         leaves: Whether it is to be given back as soon as its task has ended.
         on_record: Called once, when the first unit of this run is on its way.
+        untold: While the record is on its way by which a request is met also in
+            calls that this run has yet to come to: what those wait for.
     """
 
-    __slots__ = ("cancel_reason", "has_met", "leaves", "meeting", "on_record", "restart")
+    __slots__ = ("cancel_reason", "has_met", "leaves", "meeting", "on_record", "restart", "untold")
 
     def __init__(self) -> None:
         self.cancel_reason: bytes | None = None
@@ -80,6 +82,19 @@ class Outside:
         self.restart: bytes | None = None
         self.leaves = False
         self.on_record: Callable[[], None] | None = None
+        self.untold: list[asyncio.Future[None]] | None = None
+
+    @property
+    def is_pressing(self) -> bool:
+        """Whether a call must look here before it begins."""
+        return not (self.cancel_reason is None and self.on_record is None and self.untold is None)
+
+    def tell(self) -> None:
+        """Let the calls go on that waited for the record."""
+        waiting, self.untold = self.untold or (), None
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
 
 
 class Phase(Enum):

@@ -72,8 +72,11 @@ class Run(Lifecycle):
         if self.deadlines:
             await self._meet_deadline(kind, key, index)
         await self._meet_overtaken(kind, key, index)
-        if self.outside is not None and self.outside.cancel_reason is not None:
-            await self._meet_cancel(kind, key, index)
+        if self.outside is not None:
+            while self.outside.untold is not None:
+                await self._told(self.outside.untold)
+            if self.outside.cancel_reason is not None:
+                await self._meet_cancel(kind, key, index)
 
     def ask(self, kind: Kind, key: str, index: int = NO_INDEX) -> Checkpoint | None:
         """Return what is recorded under a key, or None if the call is to run now.
@@ -98,10 +101,7 @@ class Run(Lifecycle):
             self._phase is not Phase.OPEN
             or self._overtaken is not None
             or self.deadlines
-            or (
-                self.outside is not None
-                and (self.outside.cancel_reason is not None or self.outside.on_record is not None)
-            )
+            or (self.outside is not None and self.outside.is_pressing)
         )
 
     def check_caller(self, key: str) -> None:
@@ -330,12 +330,13 @@ class Run(Lifecycle):
             outside.meeting = None  # user code was quicker; the next wait or new call meets it
             self._meet_waits(outside)
             return
-        checkpoints = (*meeting.checkpoints, *self._met_unreached())
+        checkpoints = (*meeting.checkpoints, *self._met_unreached(outside))
         outside.cancel_reason, outside.has_met = None, True
         answer = self.submit(checkpoints, meets_cancel=True)
 
         def tell(answer: "asyncio.Future[UnitOutcome]") -> None:
             outside.meeting = None
+            outside.tell()
             self.regate()
             if answer.cancelled() or answer.exception() is not None:
                 self.interrupt()
@@ -367,7 +368,7 @@ class Run(Lifecycle):
         if outside is None or outside.cancel_reason is None or outside.meeting is not None:
             return
         checkpoint = self._cancelled(kind, key, index)
-        checkpoints = (checkpoint, *self._met_unreached())
+        checkpoints = (checkpoint, *self._met_unreached(outside))
         outside.cancel_reason, outside.has_met = None, True
         self.regate()
         answer = self.submit(checkpoints, meets_cancel=True)
@@ -378,7 +379,21 @@ class Run(Lifecycle):
         if outcome.held:
             self.interrupt()  # claimed anew, it recalls what is held
         self.check_interrupted()
-        self.unseal(self.held(outcome, checkpoint), self.services.any_shape)
+        held = self.held(outcome, checkpoint)
+        outside.tell()
+        self.regate()
+        self.unseal(held, self.services.any_shape)
+
+    async def _told(self, untold: list[asyncio.Future[None]]) -> None:
+        """Wait until it is recorded that a request is met in calls that are still to come."""
+        future: asyncio.Future[None] = self.services.loop.create_future()
+        untold.append(future)
+        try:
+            await self.hold(None, future)
+        except ProcessInterrupted:
+            raise
+        except asyncio.CancelledError:
+            self._note_overtaken()
 
     def _waits_unreached(self) -> list[tuple[Kind, str, int]]:
         """Return the calls in whose wait an earlier run was, and this one is not yet."""
@@ -390,9 +405,14 @@ class Run(Lifecycle):
                     found.append((kind, key, index))
         return found
 
-    def _met_unreached(self) -> list[Checkpoint]:
-        """Return what the waits record that are met before this run gets to them."""
+    def _met_unreached(self, outside: Outside) -> list[Checkpoint]:
+        """Return what the waits record that are met before this run gets to them.
+
+        Until that is recorded, no call begins: it would tell what may yet be lost.
+        """
         met = [self._cancelled(*call) for call in self._waits_unreached()]
+        if met:
+            outside.untold = []
         for checkpoint in met:
             self.journal.take(Kind.WAIT, checkpoint.key, checkpoint.index)
             self.journal.add(checkpoint)

@@ -206,14 +206,7 @@ def _seen_early(played: Played) -> Iterator[str]:
                     recorded.add((each.unit.process_id, held.key, None))
         elif isinstance(each, Seen):
             process_id, key, index = each.at
-            # A cancel is told to waits that a resumed run has not come to before the unit that
-            # records it for them is answered: known, and not held against every play.
-            told = each.outcome != "ProcessCancelledError"
-            if (
-                told
-                and index > -2
-                and (process_id, key, index if index >= 0 else None) not in recorded
-            ):
+            if index > -2 and (process_id, key, index if index >= 0 else None) not in recorded:
                 yield f"{each} before it was recorded"
 
 
