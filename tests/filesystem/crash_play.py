@@ -200,6 +200,14 @@ def _left_out(scenario: Scenario) -> set[str]:
     return {TOGETHER} if any(isinstance(step, Torn) for step in scenario.steps) else set()
 
 
+def promised(scenario: Scenario, found: dict[str, State] | str) -> dict[str, State] | str:
+    """Return what was found, but for what the stages of the scenario promise nothing about."""
+    if isinstance(found, str):
+        return found
+    left_out = _left_out(scenario)
+    return {name: state for name, state in found.items() if name not in left_out}
+
+
 def turn(
     step: Turn, subject: Subject, folder: SimulatedFolder, store: Store, entropy: Random
 ) -> tuple[SimulatedFolder, Store]:
@@ -231,17 +239,8 @@ def explore(
     """Crash one scenario at every call in every way, for each of its variants."""
     plan = stages(scenario)
     entropy = Random(seed)
-    left_out = _left_out(scenario)
-
-    def serve(folder: SimulatedFolder) -> dict[str, State] | str:
-        found = subject.served(folder, entropy)
-        if isinstance(found, dict):
-            for name in left_out & found.keys():
-                del found[name]
-        return found
-
     explorer = Explorer(
-        serve,
+        lambda folder: promised(scenario, subject.served(folder, entropy)),
         seed=seed,
         bounds=bounds,
         aftermath=aftermath,

@@ -17,7 +17,7 @@ from durabletask.testing.disk import (
     fates,
 )
 from durabletask_filesystem._store import Store
-from tests.filesystem.crash_play import Stage, Subject, quiet, stages
+from tests.filesystem.crash_play import Stage, Subject, promised, quiet, stages
 from tests.filesystem.crash_scenarios import SCENARIOS, Scenario, Step, Torn, Turn
 from tests.filesystem.planted import SyncsAgain
 
@@ -130,7 +130,8 @@ class Player:
         disks = [SimulatedFolder(fate.image) for fate in fates(self.folder, FEW, random)]
         for disk in [self.folder.after_process_crash(), *disks]:
             self.course.disks += 1
-            wrong = breach(self.subject.served(disk, random), promise)
+            found = promised(self.scenario, self.subject.served(disk, random))
+            wrong = breach(found, promise)
             if wrong is not None:
                 self._wrong(wrong)
 
