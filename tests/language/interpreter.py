@@ -328,13 +328,19 @@ class Interpreter:
         return found
 
     async def first_done(self, proc: Process, key: str, node: grammar.FirstDone) -> Any:
-        """The first of two tasks; the other one is cancelled."""
+        """The first of two tasks; the other one is cancelled.
+
+        Also where this is cancelled itself: a recorded cancellation waits for the task to be
+        cancelled again, and in a later run the group around it may fail sooner.
+        """
         tasks: list[asyncio.Task[Any]] = [
             asyncio.ensure_future(proc.delay(key, timedelta(seconds=node.seconds))),
             asyncio.ensure_future(self.never(proc, key, node.never)),
         ]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        tasks[1].cancel()
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            tasks[1].cancel()
         found = await asyncio.gather(*tasks, return_exceptions=True)
         for each in found:
             if isinstance(each, Exception):

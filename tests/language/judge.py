@@ -140,22 +140,29 @@ def _repeated(played: Played) -> Iterator[str]:
 
 
 def _run_after_the_record(played: Played, *, retried: bool) -> Iterator[str]:
-    """G3: what is recorded does not run again, nor does a failed attempt that is."""
-    recorded: set[Place] = set()
-    attempts: dict[Place, int] = {}
+    """G3: what is recorded does not run again, nor does a failed attempt that is.
+
+    A host that has been replaced and has not heard of that may still begin what the other has
+    recorded: that is an earlier epoch.
+    """
+    recorded: dict[Place, int] = {}
+    attempts: dict[Place, tuple[int, int]] = {}
     for each in played.world.trace:
-        if isinstance(each, Ran) and (
-            each.at in recorded or each.attempt <= attempts.get(each.at, 0)
-        ):
-            yield f"{each} although it was recorded"
+        if isinstance(each, Ran):
+            failed, epoch = attempts.get(each.at, (0, 0))
+            again = each.at in recorded and each.epoch >= recorded[each.at]
+            if again or (each.attempt <= failed and each.epoch >= epoch):
+                yield f"{each} although it was recorded"
         elif isinstance(each, Written) and not retried:
             for held in each.unit.checkpoints:
                 if held.kind in (Kind.DO, Kind.UNDO):
                     mark = "~" if held.kind is Kind.UNDO else ""
-                    recorded.add((each.unit.process_id, mark + held.key, held.index))
+                    at = (each.unit.process_id, mark + held.key, held.index)
+                    recorded[at] = each.unit.epoch
                 elif held.kind is Kind.RETRY:
                     note = msgspec.json.decode(held.payload, type=RetryNote)
-                    attempts[each.unit.process_id, held.key, held.index] = note.attempts
+                    at = (each.unit.process_id, held.key, held.index)
+                    attempts[at] = note.attempts, each.unit.epoch
 
 
 def _seen_otherwise(played: Played, *, retried: bool) -> Iterator[str]:
