@@ -26,7 +26,7 @@ from benchmarks._work import Mark, Timing, Turn, step
 TABLES = """
     create schema bare;
     create table bare.process (
-        like durabletask.process including defaults including identity,
+        like durabletask.process including defaults including generated including identity,
         primary key (process_no), unique (process_id)
     );
     create table bare.checkpoint (
@@ -123,7 +123,12 @@ class Writer:
             for number, (statement, rows, answers) in enumerate(self._queues):
                 if rows:
                     self._queues[number] = (statement, [], [])
-                    made = await statement.fetch(*zip(*rows, strict=True))
+                    try:
+                        made = await statement.fetch(*zip(*rows, strict=True))
+                    except asyncpg.PostgresError as error:  # else they would wait for ever
+                        for answer in answers:
+                            answer.set_exception(error)
+                        continue
                     if made:
                         for answer, row in zip(answers, made, strict=True):
                             answer.set_result(row[0])
