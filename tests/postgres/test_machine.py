@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import asyncpg
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
@@ -81,13 +82,14 @@ class PostgresMachine(StorageMachine):
         self.schemas.give_back(self.schema, virtual=True)
 
 
-def test_nothing_tells_postgres_from_memory(schemas: Schemas) -> None:
+@pytest.mark.parametrize("examples", [15, pytest.param(200, marks=pytest.mark.soak)])
+def test_nothing_tells_postgres_from_memory(schemas: Schemas, examples: int) -> None:
     """FAILURES 3.7: in random runs of 40 steps every answer and every history is the model's."""
     PostgresMachine.schemas = schemas
     run_state_machine_as_test(
         PostgresMachine,
         settings=settings(
-            max_examples=40,
+            max_examples=examples,
             stateful_step_count=40,
             derandomize=True,
             database=None,
