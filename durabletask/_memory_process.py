@@ -284,9 +284,11 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
         if unit.epoch != self.epoch or unit.incarnation != self.incarnation:
             return NOT_OWNER
         checkpoints = unit.checkpoints
-        late = unit.seq <= self.seq
-        if late and not self._was_refused(unit):
-            return self._answer_again(unit)
+        if unit.seq <= self.seq:
+            if not self._was_refused(unit):
+                return self._answer_again(unit)
+            # Later units have said since how the process stands.
+            unit = msgspec.structs.replace(unit, status=None, wake_at=None)
         if self.owner != host_id:
             return _FINISHED if self.status in FINISHED else NOT_OWNER
         if self.status in FINISHED:
@@ -327,7 +329,7 @@ class ProcessState(msgspec.Struct, gc=False, eq=False, kw_only=True):
                 self.mailbox.consume(position)
         if unit.meets_cancel and self.asked is not None:
             self.asked.cancel_met = self.asked.cancel_reason is not None
-        if unit.status is not None and not late:
+        if unit.status is not None:
             self._become(unit.status, unit.wake_at)
         if unit.restart is not None:
             self._restart(unit.restart)
