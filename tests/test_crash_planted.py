@@ -167,7 +167,7 @@ def newest_event_first(plant: Plant) -> None:
 
 def due_worked_out_again(plant: Plant) -> None:
     """C39: a resumed wait begins anew."""
-    plant.setattr(_waits, "_recorded_wait", lambda run, key, index: None)
+    plant.setattr(_waits, "recorded_wait", lambda run, key, index: None)
 
 
 def early_timer(plant: Plant) -> None:
