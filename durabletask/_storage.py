@@ -262,7 +262,8 @@ class ProcessStorage(Protocol):
         seq, since it may have been refused while later ones were written: it
         has a first-wins checkpoint, and only if that is recorded it was
         written. Else it is judged anew, and, if nothing is against it, written
-        as far as it is not overtaken: all of it but the status. (That holds
+        as far as it is not overtaken: all of it but the status; where it then
+        stands in the history is the storage's choice. (That holds
         within a generation: a host lets a `restart` leave as well.)
 
         A unit refused with BUSY goes again later, as it is. So the later units

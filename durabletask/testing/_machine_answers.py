@@ -4,13 +4,14 @@ Incarnations are any numbers that rise, and the end of a child has any id that
 begins as the seam says: both are left out here, and looked at by `learn`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from durabletask.storage import (
     CHILD_ENDED,
+    Checkpoint,
     Claimed,
     Claims,
     Controlled,
@@ -54,6 +55,15 @@ def _event(event: Event) -> Event:
     return msgspec.structs.replace(event, event_id=event.event_id.rpartition(":")[0])
 
 
+def _history(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Return checkpoints in order of their units.
+
+    Which is that of the history, but for a unit that was refused and is written later than
+    others of its process: where that stands is the storage's choice.
+    """
+    return sorted(checkpoints, key=lambda each: (each.epoch, each.seq))
+
+
 def comparable(answer: Any) -> Any:
     """Return an answer without what is the storage's own choice."""
     match answer:
@@ -66,7 +76,7 @@ def comparable(answer: Any) -> Any:
             return comparable(answer.row), fresh, answer.refused
         case Snapshot():
             events = comparable(answer.events)
-            return _row(answer.row), answer.checkpoints, events, answer.forgotten
+            return _row(answer.row), _history(answer.checkpoints), events, answer.forgotten
         case Delivered():
             owner = answer.owner if answer.event else None
             return answer.refused, comparable(answer.event), owner
@@ -74,7 +84,7 @@ def comparable(answer: Any) -> Any:
             return answer.host_id, answer.label, answer.now_at
         case Claimed():
             events = comparable(answer.events)
-            return answer.fresh, _row(answer.row), answer.checkpoints, events
+            return answer.fresh, _row(answer.row), _history(answer.checkpoints), events
         case Claims():
             next_at = None if answer.more else answer.next_at
             claimed = comparable(_in_order(answer))

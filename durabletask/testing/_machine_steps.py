@@ -262,9 +262,14 @@ def unit_of(
     if plan.reach.restarts:
         leave = Leave.RELEASED if plan.leave is not None else None
         return msgspec.structs.replace(unit, restart=b'["again"]', leave=leave)
+    checkpoints = plan.checkpoints
+    if (plan.reach.spawns or plan.reach.sends) and all(each.replaces for each in checkpoints):
+        # A unit that reaches others has one that is its own, by which its repeat is known.
+        key = f"reach {unit.epoch}.{unit.seq}"
+        checkpoints = (*checkpoints, Checkpoint(Kind.SEND, key, NO_INDEX, Form.VALUE, b"null"))
     return msgspec.structs.replace(
         unit,
-        checkpoints=plan.checkpoints,
+        checkpoints=checkpoints,
         status=plan.status,
         wake_at=_at(now, plan.wake_in_s) if plan.status is not None else None,
         ending=plan.ending,

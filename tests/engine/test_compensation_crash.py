@@ -10,7 +10,7 @@ import pytest
 from durabletask import Process, ProcessHost, RetryPolicy, Status, StepChange
 from durabletask.errors import ProcessFailedError, ProcessQuarantinedError
 from durabletask.storage import Kind
-from durabletask.testing.crash import CrashReport, crash_everywhere
+from durabletask.testing.crash import crash_everywhere
 from tests.crash.on_disk import OnDisk
 from tests.engine.test_compensation import DECIDED, Books, retry_compensation, run_to_end, undos
 from tests.engine.world import World, settle, virtual
