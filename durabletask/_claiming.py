@@ -125,7 +125,9 @@ class Claiming:
                 return
             wait_s = BACKOFF_MIN_S
             if more:
-                await asyncio.sleep(0)
+                # At once, before what was taken begins to run: the storage works meanwhile.
+                if not found:
+                    await asyncio.sleep(0)
                 continue
             idle_s = POLL_MIN_S if found else min(idle_s * 2, self._idle_max_s())
             # Spread, or hosts that were started together would ask together for ever.
