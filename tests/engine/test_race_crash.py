@@ -221,7 +221,13 @@ def test_death_at_every_await(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["race_event", "timeout_expires", "timeout_nested", "timeout_gather"]
+    "name",
+    [
+        "race_event",
+        "timeout_expires",
+        pytest.param("timeout_nested", marks=pytest.mark.soak),
+        pytest.param("timeout_gather", marks=pytest.mark.soak),
+    ],
 )
 def test_death_at_pairs_of_calls(name: str) -> None:
     """F004: dead again at each call of the resumed life, which may still be recovering."""
