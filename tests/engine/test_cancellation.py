@@ -216,7 +216,10 @@ def test_a_timeout_that_races_the_record(delay_s: float, line_s: float, tail: bo
 
 @pytest.mark.parametrize("shape", ["gather", "group"])
 @pytest.mark.parametrize("slow_s", [0.0, 100.0])
-def test_a_timeout_around_parallel_steps_that_races_the_record(shape: str, slow_s: float) -> None:
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_timeout_around_parallel_steps_that_races_the_record(
+    shape: str, slow_s: float, durable: bool
+) -> None:
     """F107 (rule 6): the result of a parallel step overtakes a timeout around the whole group.
 
     The first run must not see TimeoutError where a resumed run sees results.
@@ -228,7 +231,7 @@ def test_a_timeout_around_parallel_steps_that_races_the_record(shape: str, slow_
 
         async def process(proc: Process) -> str:
             try:
-                async with asyncio.timeout(5):
+                async with proc.timeout("limit", 5) if durable else asyncio.timeout(5):
                     calls = [proc.do("a", sleeper, 4.9), proc.do("b", sleeper, 4.9 + slow_s)]
                     if shape == "gather":
                         await asyncio.gather(*calls)
@@ -252,7 +255,7 @@ def test_a_timeout_around_parallel_steps_that_races_the_record(shape: str, slow_
                 await asyncio.sleep(1)
 
         world.wires[first].before = before
-        await asyncio.sleep(10)
+        await asyncio.sleep(12)
         world.kill(first)
         async with world.host(process) as second:
             await second.raise_event("p", "go")

@@ -78,49 +78,6 @@ def race_the_record(delay_s: float, line_s: float, tail: bool) -> None:
     body()
 
 
-@pytest.mark.parametrize("shape", ["gather", "group"])
-@pytest.mark.parametrize("slow_s", [0.0, 100.0])
-def test_parallel_results_that_overtake_a_timeout(shape: str, slow_s: float) -> None:
-    """F107 (rule 6): results overtake the end of a timeout around them: both runs agree."""
-
-    @virtual
-    async def body(world: World) -> None:
-        seen: list[str] = []
-
-        async def process(proc: Process) -> str:
-            try:
-                async with proc.timeout("limit", 5):
-                    calls = [proc.do("a", sleeper, 4.9), proc.do("b", sleeper, 4.9 + slow_s)]
-                    if shape == "gather":
-                        await asyncio.gather(*calls)
-                    else:
-                        async with asyncio.TaskGroup() as group:
-                            for call in calls:
-                                group.create_task(call)
-                seen.append("value")
-            except TimeoutError:
-                seen.append("timeout")
-            await proc.event("go")
-            return seen[-1]
-
-        first = world.host(process)
-        await first.start()
-        await first.spawn(process, "p")
-        await settle()
-
-        async def before(call: str) -> None:
-            if call == "commit":
-                await asyncio.sleep(1)
-
-        world.wires[first].before = before
-        await asyncio.sleep(12)
-        world.kill(first)
-        await finish(world, process)
-        assert seen[0] == seen[1]
-
-    body()
-
-
 @pytest.mark.parametrize("inner_s", [10, 50])
 @pytest.mark.parametrize("die_after_s", [5.0, 15.0, 100.0])
 @pytest.mark.parametrize("down_s", [0.0, 1000.0])
