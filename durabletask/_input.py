@@ -11,7 +11,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from inspect import Parameter
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -84,8 +84,8 @@ class Signature:
         _check_kind(fn, self.name)
         signature = inspect.signature(fn)
         parameters = [*signature.parameters.values()]
-        _check_first(parameters, self.name)
         function = plain_function(fn)
+        _check_first(parameters, function, codec, self.name)
         self._arguments: list[Argument] = []
         self._rest: Argument | None = None
         for parameter in parameters[1:]:
@@ -251,12 +251,28 @@ def _check_kind(fn: Any, name: str) -> None:
         raise RegistrationError(f"{name} is not async", hint=f"write: async def {name}(proc, …)")
 
 
-def _check_first(parameters: list[Parameter], name: str) -> None:
-    if not parameters or parameters[0].kind not in _POSITIONAL:
+def _check_first(
+    parameters: list[Parameter], function: FunctionType | None, codec: Codec, name: str
+) -> None:
+    if (
+        not parameters
+        or parameters[0].kind not in _POSITIONAL
+        or _takes_data(parameters[0].annotation, function, codec, name)
+    ):
         raise RegistrationError(
             f"{name} has no parameter for the Process",
             hint=f"write: async def {name}(proc: Process, …)",
         )
+
+
+def _takes_data(annotation: Any, function: FunctionType | None, codec: Codec, name: str) -> bool:
+    """Return whether what is annotated so can be recorded: an argument, and no Process."""
+    try:
+        resolved = resolve(annotation, function, f"the first parameter of {name}")
+        codec.shape(resolved)
+    except RegistrationError:
+        return False  # Process itself, a protocol like it, a name that only type checkers know
+    return resolved not in (Any, object) and not isinstance(resolved, TypeVar)
 
 
 def _fixed(fn: Any) -> set[str]:

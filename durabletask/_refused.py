@@ -71,5 +71,7 @@ def why_not(refused: Refusal, process_id: str, mailbox_max: int) -> ProcessError
             )
         case _:
             return ProcessFinishedError(
-                process_id, f"process {process_id!r} has ended and takes no more events"
+                process_id,
+                f"process {process_id!r} has ended and takes no more events",
+                hint="its end is final; for more work spawn a process of another id",
             )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import orjson
 import pytest
@@ -23,11 +23,14 @@ from durabletask._errors import (
 )
 from durabletask._input import Signature
 from durabletask._limits import Limits
+from durabletask._process import Process
 
 if TYPE_CHECKING:
     from decimal import Context
 
 CODEC = Codec()
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -279,6 +282,21 @@ def test_methods_and_callable_objects(fn: Callable[..., Any]) -> None:
     assert it.returns is CODEC.shape(int)
 
 
+class Doubles(Protocol):
+    id: str
+
+
+@pytest.mark.parametrize("first", ["Context", "Process", Process, Doubles, Any, object, T, None])
+def test_what_may_stand_at_the_process(first: Any) -> None:
+    """A double, nothing at all, or a name for type checkers only: none of it is taken for input."""
+
+    async def run(proc, a: int) -> None: ...  # type: ignore[no-untyped-def]
+
+    if first is not None:
+        run.__annotations__["proc"] = first
+    assert orjson.loads(signature(run).encode("p", (5,))[0]) == {"a": 5}
+
+
 def test_partial() -> None:
     """What a partial fixes is code: neither recorded nor in the digest, and never passed twice."""
     client = object()
@@ -300,6 +318,12 @@ async def no_parameters() -> None: ...
 
 
 async def only_keywords(**options: int) -> None: ...
+
+
+async def no_process(source: str, target: str) -> None: ...
+
+
+async def no_process_as_text(order: "Order") -> None: ...
 
 
 async def needs_keyword(proc: object, *, a: int) -> None: ...
@@ -336,6 +360,8 @@ def sync_generator(proc: object) -> Any:
     [
         (no_parameters, "no parameter for the Process"),
         (only_keywords, "no parameter for the Process"),
+        (no_process, "no_process has no parameter for the Process"),
+        (no_process_as_text, "no parameter for the Process"),
         (functools.partial(untyped, 1, 2, 3), "no parameter for the Process"),
         (needs_keyword, "'a' of needs_keyword is keyword-only"),
         (odd_default, "default of parameter 'a'"),
