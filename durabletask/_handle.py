@@ -188,7 +188,8 @@ class ProcessHandle(Generic[T]):
         of a child, the child is retried as well; one that was cancelled,
         terminated or undone cannot be, but once it is purged the retry of its
         parent spawns it anew. A `proc.timeout` that the error left begins anew
-        with all its time; a `deadline` of the process that has passed cancels
+        with all its time; calls that a `TaskGroup` has cancelled because of it
+        go on where they were; a `deadline` of the process that has passed cancels
         it again. Once it was decided to undo, a retry goes on with that:
         failed undos run again. A quarantined process goes on with everything
         it has. What is put aside stays in `history()`, as `forgotten`.
@@ -197,6 +198,8 @@ class ProcessHandle(Generic[T]):
             from_key: Put aside everything recorded from the first record of
                 this key on, in the order of `history()`; variables set since
                 begin with their defaults again, transactions are made again.
+                A child that is spawned again is the one that exists, with the
+                input that it had, until that one is purged.
 
         Raises:
             ProcessStateError: It has neither failed nor is it quarantined, or

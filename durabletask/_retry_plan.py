@@ -5,7 +5,7 @@ on. What was handled, and what succeeded, stays; what is put aside stays in the
 history. Once it was decided to undo, a retry only goes on with that.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -75,7 +75,9 @@ def plan_retry(snapshot: Snapshot, from_key: str | None = None) -> Plan:
     if row.status is Status.QUARANTINED or row.ending is None:
         return Plan(Status.RUNNING)
     culprits = frozenset(read_culprits(row.ending.payload))
-    return _plan(snapshot, culprits | frozenset(_left_by(culprits, snapshot.checkpoints)))
+    swept = _since_raised(culprits, snapshot.checkpoints)
+    roots = culprits | {_place(held) for held in swept if _was_left_early(held)}
+    return _plan(snapshot, roots, {_place(held) for held in swept if _was_cut_off(held)})
 
 
 def _from(snapshot: Snapshot, from_key: str) -> frozenset[Place]:
@@ -93,8 +95,16 @@ def _from(snapshot: Snapshot, from_key: str) -> frozenset[Place]:
     return frozenset(places)
 
 
-def _plan(snapshot: Snapshot, roots: frozenset[Place]) -> Plan:
-    forget = set(roots)
+def _plan(
+    snapshot: Snapshot, roots: frozenset[Place], cut_off: AbstractSet[Place] = frozenset()
+) -> Plan:
+    """Return the retry that puts aside these checkpoints with what belongs to them.
+
+    Args:
+        cut_off: Cancellations. Each goes alone: the call goes on where it was, with the due
+            time, the attempts and the child that are recorded beside it.
+    """
+    forget = set(roots | cut_off)
     children: dict[str, None] = {}
     for held in snapshot.checkpoints:
         if _place(held) not in roots:
@@ -188,19 +198,48 @@ def _restored(held: Checkpoint, forget: AbstractSet[Place]) -> int:
     return taken.position
 
 
-def _left_by(culprits: AbstractSet[Place], checkpoints: Iterable[Checkpoint]) -> Iterator[Place]:
-    """Yield the durable timeouts that the errors left on their way out, before their time.
+def _since_raised(
+    culprits: AbstractSet[Place], checkpoints: Sequence[Checkpoint]
+) -> Sequence[Checkpoint]:
+    """Return what was recorded since the error was raised, as far as the history tells.
 
-    They begin anew, with all their time: as recorded they would be over and guard nothing.
-    One that was opened and left behind the error, to clean up, only costs a record more.
+    An error of the code is recorded nowhere. What only it can have caused stands at the end,
+    and putting that aside is as safe as a crash just before it.
     """
-    raised = False
-    for held in checkpoints:
-        raised = raised or _place(held) in culprits
-        if not raised or held.kind is not Kind.TIMEOUT or held.form is not Form.VALUE:
-            continue
-        if not msgspec.json.decode(held.payload, type=TimeoutNote).expired:
-            yield _place(held)
+    for place, held in enumerate(checkpoints):
+        if _place(held) in culprits:
+            return checkpoints[place:]
+    overtook = {(held.key, held.index) for held in checkpoints if held.kind is Kind.OVERTAKEN}
+    start = len(checkpoints)
+    while start:
+        held = checkpoints[start - 1]
+        is_swept = _was_left_early(held) or _was_cut_off(held)
+        if not is_swept and (held.key, held.index) not in overtook:
+            break
+        start -= 1
+    return checkpoints[start:]
+
+
+def _was_left_early(held: Checkpoint) -> bool:
+    """Return whether this is a durable timeout that was left before its time.
+
+    By the error on its way out: it begins anew, with all its time, since as recorded it would
+    be over and guard nothing. One opened and left behind the error only costs a record more.
+    """
+    if held.kind is not Kind.TIMEOUT or held.form is not Form.VALUE:
+        return False
+    return not msgspec.json.decode(held.payload, type=TimeoutNote).expired
+
+
+def _was_cut_off(held: Checkpoint) -> bool:
+    """Return whether this says that user code cancelled a call, and no durable timeout did.
+
+    As a `TaskGroup` does to the siblings of what fails. Recalled, the call would wait for a
+    cancellation that never comes again.
+    """
+    if held.kind is not Kind.OVERTAKEN and held.form is not Form.CANCELLED:
+        return False
+    return not msgspec.json.decode(held.payload, type=CancelNote).by
 
 
 def _cancelled_by(key: str, checkpoints: Iterable[Checkpoint]) -> Iterator[Place]:
