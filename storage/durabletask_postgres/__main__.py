@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("migrate", MIGRATE), ("grant", GRANT), ("schema", SCHEMA)):
-        command = commands.add_parser(name, help=text.partition(".")[0].lower(), description=text)
+        command = commands.add_parser(name, help=text.partition(".")[0], description=text)
         if name == "migrate":
             command.add_argument(
                 "dsn", nargs="?", default="postgresql://", help="default: PGHOST …"

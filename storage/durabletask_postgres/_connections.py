@@ -73,11 +73,16 @@ class Connections:
             setup: Run once, on the first connection, before any other call.
 
         Raises:
-            InvalidArgumentError: `connections_max` is not positive.
+            InvalidArgumentError: `connections_max` is not positive, or `source` is neither.
         """
         if connections_max < 1:
             raise InvalidArgumentError(
                 f"connections_max is {connections_max}", hint="one is the least that can work"
+            )
+        if not isinstance(source, str | asyncpg.Pool):
+            raise InvalidArgumentError(
+                f"a storage needs a DSN or an asyncpg pool, not {type(source).__name__}",
+                hint="see that the environment variable which should hold the DSN is set",
             )
         self.facts: ServerFacts | None = None
         self.explicit_isolation = False

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from durabletask.errors import StorageAccessError, StorageError
+from durabletask.errors import StorageAccessError, StorageError, StorageUnavailableError
 from durabletask_postgres._line import Line, ServerFacts, facts_of
 from durabletask_postgres._trouble import DRIVER_ERRORS, storage_error, text_of
 
@@ -28,6 +28,7 @@ SECRET_MIN = 4
 """A shorter piece of a DSN is part of every other message."""
 
 _DELIMITERS = re.compile(r"[/@:?#&=]")
+_PORT = re.compile(r":\d+(?=,|$)")
 _FORM = "postgresql://user:password@host:5432/database, with / @ : ? # in a password as %2F %40 …"
 
 
@@ -37,6 +38,7 @@ class Dialer:
     __slots__ = (
         "_application_name",
         "_dsn",
+        "_place",
         "_query",
         "_secrets",
         "_size",
@@ -61,6 +63,7 @@ class Dialer:
         self._timeout_s = timeout_s
         self._secrets = _secrets(dsn)
         asked = _options(dsn)
+        self._place = asked.get("host") or _host(dsn)
         self._application_name = asked.get("application_name", APPLICATION_NAME)
         several = "," in asked.get("host", "") or "," in dsn.partition("?")[0]
         # Of several hosts one is the primary, and it is not always the first that answers.
@@ -92,6 +95,12 @@ class Dialer:
             told = storage_error(error, sent=False)
             if self._reveals(f"{told} {error!r}"):
                 raise _silent(told) from None
+            if isinstance(error, OSError) and self._place and not self._reveals(self._place):
+                told = StorageUnavailableError(
+                    str(told),
+                    hint=f"the DSN leads to {self._place!r}: see that Postgres runs there and "
+                    "lets this machine in",
+                )
             raise told from error
 
     async def _connect(self, size: int) -> Line:
@@ -137,6 +146,12 @@ def _options(dsn: str) -> dict[str, str]:
         return {name: values[-1] for name, values in parse_qs(urlsplit(dsn).query).items()}
     except ValueError:
         return {}
+
+
+def _host(dsn: str) -> str:
+    """Return where a DSN leads; nothing if a password that nobody encoded may have cut it."""
+    place, _, rest = dsn.partition("://")[2].replace("?", "/").replace("#", "/").partition("/")
+    return "" if "@" in rest else _PORT.sub("", place.rpartition("@")[2])
 
 
 def _secrets(dsn: str) -> frozenset[str]:

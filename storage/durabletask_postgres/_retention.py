@@ -28,10 +28,10 @@ class Retention:
         """Prepare it.
 
         Raises:
-            InvalidArgumentError: `keep` is not above zero.
+            InvalidArgumentError: `keep` is no time, or not above zero.
         """
-        if keep is not None and keep <= timedelta(0):
-            raise InvalidArgumentError(f"retention must be above zero, not {keep!r}")
+        if keep is not None and not (isinstance(keep, timedelta) and keep > timedelta(0)):
+            raise InvalidArgumentError(f"retention must be a timedelta above zero, not {keep!r}")
         self._fetch = fetch
         self._statement = statement
         self._keep = keep

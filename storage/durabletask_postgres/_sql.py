@@ -31,7 +31,7 @@ def check_schema(name: str) -> str:
     Raises:
         InvalidArgumentError: It cannot; nothing was sent to the server.
     """
-    if _SCHEMA.fullmatch(name) is None:
+    if not isinstance(name, str) or _SCHEMA.fullmatch(name) is None:
         raise InvalidArgumentError(
             f"{name!r} cannot be the schema of a storage",
             hint="1 to 63 of a-z, 0-9 and _, the first no digit; quotes and capitals are refused",

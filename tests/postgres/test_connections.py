@@ -132,6 +132,16 @@ def test_no_connection_is_not_enough() -> None:
         Connections("postgresql://", STATEMENTS, connections_max=0)
 
 
+@pytest.mark.parametrize("source", [None, 5432, b"cana7ry"])
+def test_what_is_neither_dsn_nor_pool(source: Any) -> None:
+    """Issue 3, bad input: a variable that is not set is told when the storage is made."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        Connections(source, STATEMENTS)
+    assert type(source).__name__ in str(caught.value)
+    assert "cana7ry" not in str(caught.value)
+    assert caught.value.hint
+
+
 # --- how a call ends -----------------------------------------------------------------------
 
 

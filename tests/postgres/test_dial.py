@@ -91,6 +91,27 @@ async def test_a_server_that_repeats_a_piece_is_not_repeated(guarded: ThrowAwayP
     assert CANARY not in "".join(traceback.format_exception(error))
 
 
+@pytest.mark.parametrize(
+    ("dsn", "place"),
+    [
+        ("postgresql://u:{0}@nowhere.invalid/db", "'nowhere.invalid'"),
+        ("postgresql://u:x@{0}@127.0.0.1:1,[::1]:1/db", "'127.0.0.1,[::1]'"),
+        ("postgresql:///db?host=/nowhere&user=u&password={0}", "'/nowhere'"),
+        ("postgresql://u:{0}/x@127.0.0.1:1/db", None),
+        ("postgresql://u?{0}@127.0.0.1:1/db", None),
+    ],
+)
+async def test_where_a_dsn_leads_is_told_if_it_is_sure(dsn: str, place: str | None) -> None:
+    """Issue 3, bad input: without a server the error names where one was looked for."""
+    error = await failure(dsn.format(CANARY))
+    assert CANARY not in str(error)
+    if place is None:
+        assert "leads to" not in str(error)
+    else:
+        assert isinstance(error, StorageUnavailableError)
+        assert f"leads to {place}" in str(error)
+
+
 async def test_a_wrong_password_is_an_access_error(
     guarded: ThrowAwayPostgres, caplog: pytest.LogCaptureFixture
 ) -> None:

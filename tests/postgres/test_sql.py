@@ -2,6 +2,7 @@
 
 import re
 import string
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,9 +20,24 @@ def test_a_plain_name_can_be_a_schema(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "Orders", 'a"b', "a b", "a.b", "a;b", "9a", "ä", "a" * 64, "a\n", "a-b", "pg_x", "$user"],
+    [
+        "",
+        "Orders",
+        'a"b',
+        "a b",
+        "a.b",
+        "a;b",
+        "9a",
+        "ä",
+        "a" * 64,
+        "a\n",
+        "a-b",
+        "pg_x",
+        "$user",
+        None,
+    ],
 )
-def test_any_other_name_is_refused_with_a_hint(name: str) -> None:
+def test_any_other_name_is_refused_with_a_hint(name: Any) -> None:
     """F136: a schema with quotes, capitals or more than 63 bytes is refused before any use."""
     with pytest.raises(InvalidArgumentError) as caught:
         Statements(name)
