@@ -72,11 +72,11 @@ async def test_a_pool_in_use_by_others_is_unavailable(postgres: Postgres) -> Non
     async with (
         pool_of(postgres.dsn) as pool,
         connections_of(pool, connect_timeout_s=0.02) as connections,
+        pool.acquire(),
+        pool.acquire(),
     ):
-        await connections.fetch(PID)
-        async with pool.acquire(), pool.acquire():
-            with pytest.raises(StorageUnavailableError):
-                await connections.fetch(PID)
+        with pytest.raises(StorageUnavailableError):
+            await connections.fetch(PID)
 
 
 async def test_a_serializable_pool_is_met(postgres: Postgres) -> None:
