@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from durabletask._codec import Codec
-from durabletask._errors import DecodeError, InvalidArgumentError, SerializationError
+from durabletask._errors import DecodeError, InvalidArgumentError, SerializationError, about
 
 _UNSET = object()
 
@@ -55,9 +55,7 @@ class Travelling:
                 try:
                     values[name] = msgspec.Raw(self._shape.encode(value, name))
                 except SerializationError as error:
-                    raise SerializationError(
-                        f"context variable {name!r}: {error}", hint=error.hint
-                    ) from error
+                    raise about(f"context variable {name!r}", error) from error
         return msgspec.json.encode(values) if values else None
 
     def restore(self, stored: bytes | None) -> Context | None:
@@ -87,6 +85,4 @@ class Travelling:
         try:
             return self._shape.decode(raw)
         except DecodeError as problem:
-            raise DecodeError(
-                f"context variable {name!r}: {problem}", hint=problem.hint
-            ) from problem
+            raise about(f"context variable {name!r}", problem) from problem

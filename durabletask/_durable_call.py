@@ -98,8 +98,9 @@ def checked_seconds(what: str, duration: timedelta | float, low: float | None = 
         or (seconds <= 0 if low is None else seconds < low)
         or not seconds <= timedelta.max.total_seconds()
     ):
+        lowest = "more than 0" if low is None else f"at least {low:g}"
         raise InvalidArgumentError(
-            f"{what} is {str(duration)[:40]}",
-            hint=f"a timedelta or seconds, more than 0 and at most {timedelta.max}",
+            f"{what} is {duration!r:.40}",
+            hint=f"a timedelta or seconds, {lowest} and at most {timedelta.max}",
         )
     return float(seconds)

@@ -44,8 +44,11 @@ def checked_tags(tags: Mapping[str, str] | None) -> dict[str, str]:
     """Return tags of which each can be stored.
 
     Raises:
+        InvalidArgumentError: They are no mapping.
         InvalidIdError: One cannot.
     """
+    if not isinstance(tags, Mapping | None):
+        raise InvalidArgumentError(f"tags are {tags!r:.80}", hint='a dict: tags={"team": "a"}')
     return {
         check_name("tag", key): check_name(f"tag {key!r}", value)
         for key, value in (tags or {}).items()

@@ -7,6 +7,7 @@ can take a deployment for a failure.
 """
 
 import asyncio
+from typing import TypeVar
 
 
 class DurableTaskError(Exception):
@@ -263,3 +264,14 @@ class ProcessInterrupted(asyncio.CancelledError):
 
     Let it pass. Whatever an interrupted run returns or raises is thrown away.
     """
+
+
+# --- told of a whole, where a part of it is at fault ---------------------------------------
+
+V = TypeVar("V", SerializationError, DecodeError)
+
+
+def about(what: str, problem: V) -> V:
+    """Return the error of a value with what holds it in front, and its hint said once."""
+    text = str(problem).removesuffix(f"\nhint: {problem.hint}")
+    return type(problem)(f"{what}: {text}", hint=problem.hint)

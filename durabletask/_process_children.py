@@ -78,7 +78,8 @@ class ChildCalls(Calls):
                 not given, and then nobody else's.
             tags: Short texts to find it by.
             start_at: Not before; aware, or from now on.
-            deadline: When it is cancelled unless it has ended; the same.
+            deadline: When it is cancelled unless it has ended; aware, or from
+                `start_at` on, or from now on without one.
 
         Raises:
             ProcessExistsError: Recorded: the id belongs to a process that this
@@ -193,6 +194,8 @@ class ChildCalls(Calls):
             run.check_caller(key)
             raise run.quarantine(error) from error
         input, digest = definition.signature.encode(child_id, args)
+        now = run.services.now()
+        starts = moment_of("start_at", start_at, now)
         return _children.Birth(
             process_id=child_id,
             name=definition.name,
@@ -200,8 +203,8 @@ class ChildCalls(Calls):
             digest=f"{definition.name}:{digest}",
             shape=definition.signature.returns,
             tags=checked_tags(tags),
-            start_at=moment_of("start_at", start_at, run.services.now()),
-            deadline_at=moment_of("deadline", deadline, run.services.now()),
+            start_at=starts,
+            deadline_at=moment_of("deadline", deadline, starts or now),
             context=run.services.travelling.capture(),
         )
 

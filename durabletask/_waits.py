@@ -14,6 +14,7 @@ from durabletask._errors import (
     InvalidArgumentError,
     NonDeterminismError,
     ProcessInterrupted,
+    about,
 )
 from durabletask._model import NO_INDEX, Checkpoint, Event, Form, Kind
 from durabletask._notes import DelayNote, EventNote, WaitNote, encode, kind_of
@@ -79,19 +80,30 @@ async def event(
         run.wait_ended(waiter)
         if taken is None:
             run.mailbox.leave(name, waiter)
+    # In functions of their own: what they need is not kept while a hundred thousand wait.
     if taken is None:
-        error = EventTimeoutError(f"no event {name!r} before {due_at}")
-        payload = run.services.failures.encode(error)
-        held = await run.record(Checkpoint(Kind.EVENT, key, index, Form.ERROR, payload))
-    else:
-        # Tried before it is consumed: an event that does not fit stays where it is.
-        value = fit(run, taken, shape)
-        payload = encode(EventNote(name, msgspec.Raw(taken.payload), taken.position))
-        checkpoint = Checkpoint(Kind.EVENT, key, index, Form.VALUE, payload)
-        held = await run.record(checkpoint, consumes=(taken.position,))
-        if held is checkpoint:
-            return value
-    return received(run, held, name, shape)
+        held = await _record_none(run, name, key, index, due_at)
+        return received(run, held, name, shape)
+    return await _record_taken(run, taken, name, shape, key, index)
+
+
+async def _record_none(
+    run: Run, name: str, key: str, index: int, due_at: datetime | None
+) -> Checkpoint:
+    error = EventTimeoutError(f"no event {name!r} before {due_at}")
+    payload = run.services.failures.encode(error)
+    return await run.record(Checkpoint(Kind.EVENT, key, index, Form.ERROR, payload))
+
+
+async def _record_taken(
+    run: Run, taken: Event, name: str, shape: Shape, key: str, index: int
+) -> Any:
+    # Tried before it is consumed: an event that does not fit stays where it is.
+    value = fit(run, taken, shape)
+    payload = encode(EventNote(name, msgspec.Raw(taken.payload), taken.position))
+    checkpoint = Checkpoint(Kind.EVENT, key, index, Form.VALUE, payload)
+    held = await run.record(checkpoint, consumes=(taken.position,))
+    return value if held is checkpoint else received(run, held, name, shape)
 
 
 def in_line(
@@ -120,9 +132,8 @@ def fit(run: Run, taken: Event, shape: Shape) -> Any:
     try:
         return shape.decode(taken.payload)
     except DecodeError as problem:
-        raise run.quarantine(
-            DecodeError(f"event {taken.name!r} does not fit: {problem}", hint=problem.hint)
-        ) from problem
+        error = about(f"event {taken.name!r} does not fit", problem)
+        raise run.quarantine(error) from problem
 
 
 def received(run: Run, held: Checkpoint, name: str, shape: Shape) -> Any:

@@ -143,8 +143,10 @@ async def test_values_follow_rule_two(world: World) -> None:
         handle = await spawned(host, process, "p", tenant=(exact, Tenant("acme", Decimal(5))))
         assert await handle.result() is True
         for wrong in (object(), float("nan")):
-            with pytest.raises(SerializationError, match="context variable 'tenant'"):
+            with pytest.raises(SerializationError, match="context variable 'tenant'") as caught:
                 await spawned(host, process, "q", tenant=wrong)
+            assert str(caught.value).count("hint:") == 1
+            assert caught.value.hint
         assert "q" not in world.storage._processes
 
 

@@ -104,6 +104,21 @@ async def test_a_deadline_counts_from_the_start(world: World) -> None:
         assert info.deadline_at == info.start_at + timedelta(minutes=1)
 
 
+@virtual
+async def test_a_childs_deadline_counts_from_its_start_too(world: World) -> None:
+    """Issue 4: one that begins tomorrow with an hour of time has that hour, and not none."""
+
+    async def parent(proc: Process) -> str:
+        child = await proc.spawn(
+            "c", echo, "x", start_at=timedelta(days=1), deadline=timedelta(hours=1)
+        )
+        return await child.result()
+
+    world.allow(days=2)
+    async with world.host(parent, echo) as host:
+        assert await (await host.spawn(parent, "p")).result() == "x"
+
+
 WRONG: list[dict[str, Any]] = [
     {"start_at": datetime(2030, 1, 1)},
     {"deadline": datetime(2030, 1, 1)},
@@ -115,6 +130,8 @@ WRONG: list[dict[str, Any]] = [
     {"start_at": datetime(2030, 1, 2, tzinfo=UTC), "deadline": datetime(2030, 1, 1, tzinfo=UTC)},
     {"on_existing": "ignore"},
     {"on_existing": None},
+    {"tags": ["team"]},
+    {"tags": "team"},
 ]
 
 
