@@ -6,7 +6,7 @@ statement every 30 days in another, until it is deleted. Type:
     add NAME            a new card
     tran NAME AMOUNT    a transaction on it
     delete NAME         close it and show the balance
-    exit                stop the program; the cards stay
+    exit, or control-C  stop the program; the cards stay
 
     python samples/credit_card.py [folder]
 
@@ -17,6 +17,8 @@ ordinary variable, rebuilt from the recorded transactions.
 import asyncio
 import itertools
 import sys
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
@@ -89,7 +91,8 @@ async def obey(host: ProcessHost, words: list[str]) -> None:
     """Do what one line of the console says."""
     match words:
         case ["add", name]:
-            await host.spawn(credit_card, f"card/{name}", name)
+            # A new card in the place of one that was deleted; one that lives is refused.
+            await host.spawn(credit_card, f"card/{name}", name, on_existing="replace")
             print(f"  {name}: a card")
         case ["tran", name, amount]:
             await host.raise_event(f"card/{name}", Message("tran", Decimal(amount)))
@@ -103,14 +106,26 @@ async def obey(host: ProcessHost, words: list[str]) -> None:
             print(f"  {USAGE}")
 
 
+def listen(lines: "asyncio.Queue[str]", loop: asyncio.AbstractEventLoop) -> None:
+    """Hand over what is typed, and `exit` behind the last line."""
+    with open(0, closefd=False) as console:  # not sys.stdin: Python would not end while it is read
+        for line in console:
+            loop.call_soon_threadsafe(lines.put_nowait, line)
+    loop.call_soon_threadsafe(lines.put_nowait, "exit")
+
+
 async def main(folder: Path) -> None:
-    """Read commands until `exit` or the end of the input."""
+    """Obey what is typed until `exit`, control-C or the end of the input."""
+    lines: asyncio.Queue[str] = asyncio.Queue()
     async with ProcessHost(FileSystemStorage(folder), processes=[credit_card]) as host:
         async for info in host.list(prefix="card/"):
             if info.finished_at is None:
                 print(f"  {info.id}: resumed")
         print(f"  {USAGE}")
-        while (line := await asyncio.to_thread(sys.stdin.readline)) and line.strip() != "exit":
+        # A thread of its own, which ends with the program: nothing else ends a read.
+        console = (lines, asyncio.get_running_loop())
+        threading.Thread(target=listen, args=console, daemon=True).start()
+        while (line := await lines.get()).strip() != "exit":
             try:
                 await obey(host, line.split())
             except InvalidOperation:
@@ -120,4 +135,5 @@ async def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1] if len(sys.argv) > 1 else "state/credit_card")))
+    with suppress(KeyboardInterrupt):
+        asyncio.run(main(Path(sys.argv[1] if len(sys.argv) > 1 else "state/credit_card")))

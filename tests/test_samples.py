@@ -14,6 +14,7 @@ import pytest
 from durabletask_postgres.testing import ThrowAwayPostgres
 
 ROOT = Path(__file__).parents[1]
+USAGE = "add NAME | tran NAME AMOUNT | delete NAME | exit"
 SAMPLES = ROOT / "samples"
 TOLD_ELSEWHERE = {"demo", "data", "patterns"}  # tests/test_demo.py, tests/test_patterns.py
 
@@ -139,8 +140,33 @@ def test_credit_card(tmp_path: Path) -> None:
     third = run("credit_card.py", tmp_path / "state", typed="delete ben\nadd\ntran x y\n")
     assert "card/ann: resumed" not in third
     assert "ben: deleted, balance 1.25" in third
-    assert "add NAME | tran NAME AMOUNT | delete NAME | exit" in third
+    assert USAGE in third
     assert "the amount must be a number, such as 12.50" in third
+
+
+def test_credit_card_and_control_c(tmp_path: Path) -> None:
+    """Control-C ends the console in order while nothing is typed, and a deleted card can be new."""
+    assert "ann: a card" in run("credit_card.py", tmp_path, typed="add ann\ndelete ann\nadd ann\n")
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", str(SAMPLES / "credit_card.py"), str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        try:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            assert program.stdout.readline() == "  card/ann: resumed\n"
+            program.stdin.write("what\n")
+            program.stdin.flush()
+            assert {program.stdout.readline() for _ in range(2)} == {f"  {USAGE}\n"}
+            program.send_signal(signal.SIGINT)
+            assert program.wait(timeout=30) == 0
+            assert program.stderr is not None
+            assert not program.stderr.read()
+        finally:
+            program.kill()
 
 
 def test_many_hosts(tmp_path: Path) -> None:
