@@ -702,36 +702,40 @@ begin
 end
 $$;
 
--- Take all processes from a fenced host that can be locked; return whether none is left. What
--- cannot be read stays behind and does not count: else every claim of everybody would meet it.
-create function durabletask.let_go(host_no bigint, died boolean, now_at timestamptz) returns boolean
+-- Take up to `count_max` processes, or all, from a fenced host, of those that can be locked; return
+-- how many, and whether none is left. What cannot be read stays behind and does not count: else
+-- every claim of everybody would meet it.
+create function durabletask.let_go(
+    host_no bigint, died boolean, now_at timestamptz, count_max integer default null,
+    out count integer, out is_done boolean
+)
 language plpgsql volatile
 set plan_cache_mode = 'force_generic_plan'
 set enable_seqscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off as $$
 declare
-    v_done boolean;
+    v_nos bigint[];
 begin
     begin
-        perform durabletask.let_go_of(
-            array(
-                select p.process_no from durabletask.process p
-                where p.owner_no = let_go.host_no
-                order by p.process_no + 0
-                for update skip locked
-            ),
-            died, true, now_at);
-        v_done := not exists (
+        v_nos := array(
+            select p.process_no from durabletask.process p
+            where p.owner_no = let_go.host_no
+            limit count_max
+            for update skip locked
+        );
+        count := cardinality(v_nos);
+        perform durabletask.let_go_of(v_nos, died, true, now_at);
+        is_done := not exists (
             select from durabletask.process p where p.owner_no = let_go.host_no);
     exception when internal_error or system_error then
-        v_done := durabletask.let_go_readable(host_no, died, now_at);
+        count := 0;
+        is_done := durabletask.let_go_readable(host_no, died, now_at);
     end;
-    if v_done then
+    if is_done then
         delete from durabletask.lease l where l.host_no = let_go.host_no;
         delete from durabletask.claim_mark m where m.host_no = let_go.host_no;
     end if;
-    return v_done;
 end
 $$;
 
@@ -750,30 +754,54 @@ begin
         v_now := durabletask.clock();
         -- What cannot be locked now is let go by the next claim of anybody: the lease has ended,
         -- and "-infinity" says that nobody died.
-        if not durabletask.let_go(v_host_no, false, v_now) then
+        if not (durabletask.let_go(v_host_no, false, v_now)).is_done then
             update durabletask.lease l set expires_at = '-infinity' where l.host_no = v_host_no;
         end if;
     end if;
 end
 $$;
 
--- Fence the hosts whose lease has ended, and with `by_witness` those whose session is gone.
-create function durabletask.fence_the_dead(me bigint, by_witness boolean) returns boolean
+-- Fence the hosts whose lease has ended, and with `by_witness` those whose session is gone; return
+-- whether there was one.
+--
+-- Their processes are let go in parts, one a call: the first are run while the next are let go.
+-- With `more` there is another part. `look_at` is when a session that is gone, it seems, may be
+-- taken for one that has died.
+create function durabletask.fence_the_dead(
+    me bigint, by_witness boolean,
+    out fenced boolean, out more boolean, out look_at timestamptz
+)
 language plpgsql volatile as $$
 declare
     v_now timestamptz := durabletask.clock();
-    v_by_witness boolean := false;
-    v_other record;
-    v_any boolean := false;
-begin
     -- A restart of the server ends every session: only one that has outlived the grace, on a server
     -- that has, may conclude anything from a missing lock.
-    if by_witness then
-        v_by_witness := clock_timestamp() - pg_postmaster_start_time() > interval '0.5 s'
-            and (
-                select clock_timestamp() - a.backend_start > interval '0.5 s'
-                from pg_stat_get_activity(pg_backend_pid()) a
-            );
+    v_grace interval := interval '0.5 s' - least(
+        clock_timestamp() - pg_postmaster_start_time(),
+        clock_timestamp() - (
+            select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a)
+    );
+    v_gone bigint[] := '{}';
+    v_left integer := 2000;
+    v_other record;
+    v_part record;
+begin
+    fenced := false;
+    more := false;
+    if by_witness or v_grace > '0' then
+        -- Whose lock was held is read before who holds one.
+        v_gone := array(
+            select l.host_no from durabletask.lease l where l.host_no <> me and l.witness);
+        v_gone := array(
+            select g.host_no from unnest(v_gone) as g (host_no)
+            where g.host_no not in (
+                select k.objid::bigint from pg_locks k
+                where k.locktype = 'advisory' and k.classid = 'durabletask.fence'::regclass::oid
+                    and k.objsubid = 2
+                    and k.database = (
+                        select d.oid from pg_database d where d.datname = current_database())
+            )
+        );
     end if;
     for v_other in
         select l.host_no, l.expires_at > '-infinity' as died
@@ -781,13 +809,7 @@ begin
         where l.host_no <> me
             and (
                 l.expires_at <= v_now
-                or (v_by_witness and l.witness and not exists (
-                    select from pg_locks k
-                    where k.locktype = 'advisory' and k.classid = 'durabletask.fence'::regclass::oid
-                        and k.objid = l.host_no::oid and k.objsubid = 2
-                        and k.database = (
-                            select d.oid from pg_database d where d.datname = current_database())
-                ))
+                or (v_grace <= '0' and l.host_no = any (v_gone))
             )
         order by l.host_no
         for update skip locked
@@ -803,10 +825,22 @@ begin
                 raise warning 'host number % cannot be fenced: %', v_other.host_no, sqlerrm;
                 continue;
         end;
-        perform durabletask.let_go(v_other.host_no, v_other.died, durabletask.clock());
-        v_any := true;
+        v_part := durabletask.let_go(v_other.host_no, v_other.died, durabletask.clock(), v_left);
+        fenced := true;
+        if not v_part.is_done then
+            -- For the next call there is no witness to look for.
+            update durabletask.lease l set expires_at = least(l.expires_at, v_now)
+            where l.host_no = v_other.host_no;
+        end if;
+        v_left := v_left - v_part.count;
+        if v_left <= 0 then
+            more := true;
+            return;
+        end if;
     end loop;
-    return v_any;
+    if v_grace > '0' and cardinality(v_gone) > 0 then
+        look_at := v_now + v_grace;
+    end if;
 end
 $$;
 
@@ -1527,7 +1561,7 @@ declare
     v_news bigint[];
     v_shares integer[];
     v_repeated boolean := false;
-    v_fenced boolean;
+    v_dead record;
     v_moved boolean := false;
     v_noted boolean := false;
     v_bad_nos bigint[] := '{}';
@@ -1540,7 +1574,7 @@ begin
     -- One claim of a host at a time: a copy of one whose answer was lost may still be on its way.
     perform pg_advisory_xact_lock(
         'durabletask.claim_mark'::regclass::oid::integer, v_host_no::integer);
-    v_fenced := durabletask.fence_the_dead(v_host_no, by_witness);
+    v_dead := durabletask.fence_the_dead(v_host_no, by_witness);
     now_at := durabletask.clock();
 
     select m.* into v_mark from durabletask.claim_mark m
@@ -1651,9 +1685,11 @@ begin
             ) c
         );
     end if;
+    more := more or v_dead.more;
+    next_at := least(next_at, v_dead.look_at);
     return next;
 
-    if cardinality(v_nos) = 0 and not v_fenced and not v_moved then
+    if cardinality(v_nos) = 0 and not v_dead.fenced and not v_moved then
         -- News alone may be told twice, so nobody has to wait until it is on the disk that it was.
         perform set_config('synchronous_commit', 'off', true);
     end if;
@@ -2105,7 +2141,8 @@ begin
     end loop;
     raise warning 'what is left of host number % cannot be read or written', host_no
         using hint = format(
-            'once it can: select durabletask.let_go(%s, false, durabletask.clock())', host_no);
+            'once it can: select is_done from durabletask.let_go(%s, false, durabletask.clock())',
+            host_no);
     return v_found.complete and not exists (
         select from durabletask.process p
         where p.process_no = any (v_left)

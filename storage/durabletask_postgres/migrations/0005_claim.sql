@@ -69,7 +69,7 @@ declare
     v_news bigint[];
     v_shares integer[];
     v_repeated boolean := false;
-    v_fenced boolean;
+    v_dead record;
     v_moved boolean := false;
     v_noted boolean := false;
     v_bad_nos bigint[] := '{}';
@@ -82,7 +82,7 @@ begin
     -- One claim of a host at a time: a copy of one whose answer was lost may still be on its way.
     perform pg_advisory_xact_lock(
         'durabletask.claim_mark'::regclass::oid::integer, v_host_no::integer);
-    v_fenced := durabletask.fence_the_dead(v_host_no, by_witness);
+    v_dead := durabletask.fence_the_dead(v_host_no, by_witness);
     now_at := durabletask.clock();
 
     select m.* into v_mark from durabletask.claim_mark m
@@ -193,9 +193,11 @@ begin
             ) c
         );
     end if;
+    more := more or v_dead.more;
+    next_at := least(next_at, v_dead.look_at);
     return next;
 
-    if cardinality(v_nos) = 0 and not v_fenced and not v_moved then
+    if cardinality(v_nos) = 0 and not v_dead.fenced and not v_moved then
         -- News alone may be told twice, so nobody has to wait until it is on the disk that it was.
         perform set_config('synchronous_commit', 'off', true);
     end if;

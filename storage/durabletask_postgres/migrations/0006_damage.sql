@@ -366,7 +366,8 @@ begin
     end loop;
     raise warning 'what is left of host number % cannot be read or written', host_no
         using hint = format(
-            'once it can: select durabletask.let_go(%s, false, durabletask.clock())', host_no);
+            'once it can: select is_done from durabletask.let_go(%s, false, durabletask.clock())',
+            host_no);
     return v_found.complete and not exists (
         select from durabletask.process p
         where p.process_no = any (v_left)
