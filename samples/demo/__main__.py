@@ -111,6 +111,9 @@ def main() -> int:
     except WorkerError as error:
         console.print(f"[bold red]WRONG[/] [red]{error}[/]")
         return 1
+    except KeyboardInterrupt:
+        console.print("stopped; the next run begins anew")
+        return 130
     elapsed_s = time.monotonic() - began
 
     facts = asyncio.run(gather_facts(folder, transfers, opening))
