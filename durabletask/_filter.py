@@ -77,8 +77,9 @@ def bulk_query(verb: str, given: Filter, *, all: bool, possible: frozenset[Statu
         possible: The statuses in which it can be done; only those are asked for.
 
     Raises:
-        InvalidArgumentError: Neither filter nor `all`, or both; or it can be
-            done in none of the statuses given. Nothing was written.
+        InvalidArgumentError: Neither filter nor `all`, or both; or a member of
+            it is empty; or it can be done in none of the statuses given.
+            Nothing was written.
     """
     query = query_of(given, PAGE_MAX)
     # An empty value is what a variable holds that was never filled: it must not mean a fleet.
@@ -92,6 +93,13 @@ def bulk_query(verb: str, given: Filter, *, all: bool, possible: frozenset[Statu
         raise InvalidArgumentError(
             f"{verb} in bulk takes a filter or all=True and not both; nothing was written"
         )
+    for member, value in given.items():
+        if value is not None and not value:
+            raise InvalidArgumentError(
+                f"{verb} in bulk with {member}={value!r} would mean all that the rest of the filter "
+                "finds; nothing was written",
+                hint=f"leave {member}= out if that is meant",
+            )
     statuses = possible if query.statuses is None else query.statuses & possible
     if not statuses:
         named = ", ".join(sorted(query.statuses or ())) or "no status"

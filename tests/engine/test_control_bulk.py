@@ -49,6 +49,18 @@ async def test_without_a_filter_nothing_is_done(
 
 
 @pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("empty", [{"prefix": ""}, {"tags": {}}, {"status": []}], ids=str)
+@virtual
+async def test_an_empty_part_of_a_filter_is_refused(
+    world: World, verb: str, empty: dict[str, Any]
+) -> None:
+    """Beside a full part too: a variable that was never filled must not mean all of a name."""
+    async with ProcessClient(world.storage) as client:
+        with pytest.raises(InvalidArgumentError, match=f"{next(iter(empty))}=.*nothing was written"):
+            await getattr(client, verb)(name="waits", **empty)
+
+
+@pytest.mark.parametrize("verb", VERBS)
 @virtual
 async def test_a_wrong_filter_is_refused(world: World, verb: str) -> None:
     """A misspelt filter, all together with one, and a status that cannot be, are named."""
