@@ -96,8 +96,8 @@ def bulk_query(verb: str, given: Filter, *, all: bool, possible: frozenset[Statu
     for member, value in given.items():
         if value is not None and not value:
             raise InvalidArgumentError(
-                f"{verb} in bulk with {member}={value!r} would mean all that the rest of the filter "
-                "finds; nothing was written",
+                f"{verb} in bulk with {member}={value!r} would mean all that the rest of the "
+                "filter finds; nothing was written",
                 hint=f"leave {member}= out if that is meant",
             )
     statuses = possible if query.statuses is None else query.statuses & possible

@@ -56,7 +56,9 @@ async def test_an_empty_part_of_a_filter_is_refused(
 ) -> None:
     """Beside a full part too: a variable that was never filled must not mean all of a name."""
     async with ProcessClient(world.storage) as client:
-        with pytest.raises(InvalidArgumentError, match=f"{next(iter(empty))}=.*nothing was written"):
+        with pytest.raises(
+            InvalidArgumentError, match=f"{next(iter(empty))}=.*nothing was written"
+        ):
             await getattr(client, verb)(name="waits", **empty)
 
 
