@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context
 from datetime import datetime
@@ -49,6 +48,7 @@ from durabletask._runner import damaged, deadly, execute, quarantined, unwind
 from durabletask._services import Services
 from durabletask._storage import Hints
 from durabletask._suspects import SUSPECT_DEATHS, Suspects
+from durabletask._threads import StepThreads
 from durabletask._timers import Timers
 from durabletask._transitions import FINISHED
 from durabletask._writer import Writer
@@ -85,7 +85,7 @@ class Session:
         self._draining = False
         self._unwinding: set[asyncio.Task[None]] = set()
         self._trust = Trust(config.clock)
-        self._threads = ThreadPoolExecutor(config.limits.threads_max, "durabletask step")
+        self._threads = StepThreads(config.limits.threads_max, "durabletask step")
 
     async def open(self) -> None:
         """Take a lease and begin to claim.
@@ -202,7 +202,8 @@ class Session:
                 await self._config.storage.close_lease(self.lease)
         except (StorageError, TimeoutError) as error:
             # It ends by itself then; stopping must not depend on a storage that does not answer.
-            _log.warning("the lease of host %s was not given back: %s", self.lease.host_id, error)
+            why = str(error) or f"no answer within {CLOSE_S:.0f} s"
+            _log.warning("the lease of host %s was not given back: %s", self.lease.host_id, why)
 
     def forget_after_fork(self) -> None:
         """Refuse everything in a forked child: the lease and the sockets are the parent's."""

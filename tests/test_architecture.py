@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_info", "_context", "_control", "_culprits", "_edge", "_filter", "_retry_plan", "_places"),
     # The seam, and a storage that needs nothing but memory.
     ("_storage",),
-    ("_repeat",),
+    ("_repeat", "_threads"),
     ("_hints", "_memory*"),
     # The parts of a running host that know nothing of each other.
     ("_lease", "_mailbox", "_observe", "_registry", "_timers", "_undos", "_watch"),
@@ -92,6 +92,7 @@ BROAD_EXCEPTS: dict[tuple[str, str], str] = {
         "durabletask/_steps.py",
         "StepRun._next_note",
     ): "retry_if is the user's; its fault must not lose the failure of the step",
+    ("durabletask/_threads.py", "_work"): "handed to whoever awaits the call, as executors do",
     ("durabletask/_group.py", "GroupCommit._run"): "handed to each that waits for the batch",
     ("durabletask/_writer.py", "Writer._commit"): _CONTRACT,
     (
