@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from contextvars import Context
+from contextvars import Context, copy_context
 from datetime import datetime
 from threading import get_ident
 from typing import Any
@@ -83,6 +83,8 @@ class Session:
         # Creation ids of those whose answer was lost: they may have happened.
         self._unsure: set[str] = set()
         self._draining = False
+        # One for all of them, as each would otherwise get a copy of its own, of 64 bytes.
+        self._callbacks = copy_context()
         self._unwinding: set[asyncio.Task[None]] = set()
         self._trust = Trust(config.clock)
         self._threads = StepThreads(config.limits.threads_max, "durabletask step")
@@ -108,7 +110,9 @@ class Session:
         self._creations: GroupCommit[NewProcess, Created] = GroupCommit(self._create, CREATE_MAX)
         self.create = self._creations.submit
         self._timers = Timers(self._loop, self._trust.now, config.clock.recheck_s)
-        self._overdue = Overdue(self._timers, self._cancel)
+        self._overdue = Overdue(
+            self._timers, self._trust.now, self._cancel, self._start_late, self._news
+        )
         self._suspects = Suspects(self._start, self._news)
         self._services = self._make_services()
         self._unsubscribe = (
@@ -272,6 +276,8 @@ class Session:
             run.mailbox.add(claimed.events)
         elif claimed.row.process_id in self._suspects:
             self._suspects.add_news(claimed)
+        elif claimed.row.process_id in self._overdue:
+            self._overdue.add_news(claimed)
         elif self._creating:
             self._early.setdefault(claimed.row.process_id, []).append(claimed)
 
@@ -295,14 +301,17 @@ class Session:
             self._anew[row.process_id] = [claimed]
         if before is not None or definition is None or self._draining:
             return
+        if not self._overdue.may_start(claimed):
+            self.places.occupy(row.name)
+            for news in self._early.pop(row.process_id, ()):
+                self._news(news)
+            return
         suspect = row.deaths >= SUSPECT_DEATHS
         if suspect and not self._suspects.may_start(claimed):
             return
         run = Run(self._services, claimed, definition.retry or self._config.retry)
         self.runs[row.process_id] = run
         self.places.occupy(row.name)
-        if row.deadline_at is not None and row.cancel_reason is None:
-            self._overdue.watch(row.process_id, row.deadline_at)
         if claimed.damage is not None:
             run.quarantine_error = damaged(row.process_id, claimed.damage)
         if suspect:
@@ -311,10 +320,14 @@ class Session:
         run.task = self._loop.create_task(
             body, name=row.process_id, context=self._context(run, row)
         )
-        run.task.add_done_callback(run)
+        run.task.add_done_callback(run, context=self._callbacks)
         for news in self._early.pop(row.process_id, ()) if self._early else ():
             self._news(news)
         tell_process(self._config.observers, run, Status.RUNNING, bool(claimed.checkpoints))
+
+    def _start_late(self, claimed: Claimed) -> None:
+        self.places.give_back(claimed.row.name)
+        self._start(claimed)
 
     def _try(self, run: Run, deaths: int) -> None:
         """Run a suspect by itself, or not at all any more."""
@@ -379,7 +392,6 @@ class Session:
         config = self._config
         return Services(
             host_id=self.lease.host_id,
-            runs=self.runs,
             loop=self._loop,
             thread=get_ident(),
             writer=self._writer,

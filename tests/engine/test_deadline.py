@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from durabletask import Process, Status
+from durabletask import Process, ProcessClient, Status
 from durabletask.errors import ProcessCancelledError
 from tests.engine.world import World, virtual
 
@@ -54,6 +54,75 @@ async def test_it_passes_while_no_host_runs(world: World) -> None:
     await asyncio.sleep(100)
     async with world.host(waits) as second:
         assert "deadline" in await second.get(waits, "p").result(timeout=2)
+
+
+@pytest.mark.parametrize("how", ["down", "suspended"])
+@virtual
+async def test_nothing_new_begins_after_it(world: World, how: str) -> None:
+    """Rule 7: a delay that fell due behind the deadline is not over first, and no step runs."""
+    ran: list[str] = []
+
+    async def step() -> None:
+        ran.append("after the deadline")
+
+    async def process(proc: Process) -> None:
+        await proc.delay("d", timedelta(seconds=50))
+        await proc.do("step", step)
+
+    async with world.host(process) as host:
+        handle = await host.spawn(process, "p", deadline=TEN)
+        await asyncio.sleep(5)
+        if how == "suspended":
+            await handle.suspend()
+            await asyncio.sleep(100)
+            await handle.resume()
+            with pytest.raises(ProcessCancelledError, match="deadline"):
+                await handle.result(timeout=2)
+    if how == "down":
+        await asyncio.sleep(100)
+        async with world.host(process) as second:
+            with pytest.raises(ProcessCancelledError, match="deadline"):
+                await second.get("p").result(timeout=2)
+    assert ran == []
+    assert [key for key in world.keys("p") if key[0] != "wait"] == [("delay", "d", "error")]
+
+
+@virtual
+async def test_those_that_are_late_keep_to_the_limit(world: World) -> None:
+    """Issue 4: while they are asked, and hear of events, so many at most are in memory."""
+    begun = most = 0
+
+    async def process(proc: Process) -> str:
+        nonlocal begun, most
+        begun += 1
+        most = max(most, begun)
+        try:
+            await proc.delay("d", timedelta(seconds=50))
+        except ProcessCancelledError:
+            return await proc.event("go", str)
+        finally:
+            begun -= 1
+        return "in time"
+
+    async with ProcessClient(world.storage, processes=[process], clock=world.clock) as client:
+        for number in range(9):
+            await client.spawn(process, f"p{number}", deadline=TEN)
+    await asyncio.sleep(100)
+    host = world.host()
+    host.process(concurrency=2)(process)
+
+    async def slow(call: str) -> None:
+        if call == "request":
+            await asyncio.sleep(1)
+
+    world.wires[host].after = slow
+    async with host:
+        await asyncio.sleep(0.5)
+        handles = [host.get(process, f"p{number}") for number in range(9)]
+        for handle in handles:
+            await handle.raise_event("go", "all the same")
+        assert [await handle.result() for handle in handles] == ["all the same"] * 9
+    assert most == 2
 
 
 @virtual
