@@ -73,5 +73,5 @@ def why_not(refused: Refusal, process_id: str, mailbox_max: int) -> ProcessError
             return ProcessFinishedError(
                 process_id,
                 f"process {process_id!r} has ended and takes no more events",
-                hint="its end is final; for more work spawn a process of another id",
+                hint="one that failed takes them again after its retry; else spawn another process",
             )
