@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from durabletask.testing import VirtualClock, VirtualTimeLoop, run_virtual
+from durabletask import Process
+from durabletask.testing import VirtualClock, VirtualTimeLoop, check_histories, run_virtual
 
 DAY_S = 86_400
 
@@ -191,6 +192,18 @@ def test_the_answer_and_the_error_of_main_come_out() -> None:
     assert run_virtual(answers, start=start) == 1999
     with pytest.raises(LookupError, match="1999-12-31T00:00:00"):
         run_virtual(fails, start=start)
+
+
+async def test_inside_another_loop_it_says_what_to_do() -> None:
+    """An `async def test_…` that calls what has a loop of its own is told so at once."""
+
+    async def order(proc: Process) -> None: ...
+
+    async def main(clock: VirtualClock) -> None: ...
+
+    for call in (lambda: run_virtual(main), lambda: check_histories(order, [])):
+        with pytest.raises(RuntimeError, match=r"hint: call it .* from a plain function"):
+            call()
 
 
 def test_a_clock_alone_moves_only_by_hand() -> None:

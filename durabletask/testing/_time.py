@@ -182,8 +182,21 @@ def run_virtual(
 
     Raises:
         RuntimeError: Everything waits and nothing can ever wake it; the
-            message names the tasks.
+            message names the tasks. Or a loop is running here already.
     """
+    _check_no_loop_runs()
     clock = VirtualClock(start)
     with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(clock)) as runner:
         return runner.run(main(clock))
+
+
+def _check_no_loop_runs() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        "virtual time needs an event loop of its own, and one is running here already\n"
+        "hint: call it (run_virtual, crash_everywhere, check_histories) from a plain function, "
+        "such as `def test_…`"
+    )
