@@ -191,7 +191,7 @@ class InvalidArgumentError(DurableTaskError, TypeError):
 
 
 class WrongContextError(DurableTaskError, RuntimeError):
-    """A `Process` was used outside its own run: other thread, loop, or after its end."""
+    """A `Process` was used outside its own run: other process, task, thread, loop, or too late."""
 
 
 # --- the storage seam ---------------------------------------------------------------------

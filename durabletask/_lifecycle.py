@@ -27,6 +27,7 @@ from durabletask._model import (
     Unit,
     UnitOutcome,
 )
+from durabletask._outside import CancelMet, Outside
 from durabletask._retry import RetryPolicy
 from durabletask._services import Services
 from durabletask._undos import Undos
@@ -40,61 +41,6 @@ _UNRECORDED = datetime.min.replace(tzinfo=UTC)
 
 WAITS_FEW = 8
 """Up to so many open waits the status is worked out with each record and rides in its unit."""
-
-
-class CancelMet(asyncio.CancelledError):
-    """Ends the await of an open wait, which is to record that the process was cancelled."""
-
-
-class Meeting:
-    """A request to cancel meets all waits that are open at one moment: one record for all."""
-
-    __slots__ = ("answer", "checkpoints", "tasks")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.tasks: set[asyncio.Task[Any]] = set()
-        """Those that were met and have not yet said what they record."""
-        self.checkpoints: list[Checkpoint] = []
-        self.answer: asyncio.Future[UnitOutcome] = loop.create_future()
-
-
-class Outside:
-    """What was asked of the process from outside, or by itself of its storage; few are asked.
-
-    Attributes:
-        cancel_reason: Of a request to cancel that is still to be met.
-        has_met: Whether it is met, or about to be: once in a run, though the
-            storage may still tell of it.
-        meeting: While it is being met by waits.
-        restart: The input with which the process is to begin anew.
-        leaves: Whether it is to be given back as soon as its task has ended.
-        on_record: Called once, when the first unit of this run is on its way.
-        untold: While the record is on its way by which a request is met also in
-            calls that this run has yet to come to: what those wait for.
-    """
-
-    __slots__ = ("cancel_reason", "has_met", "leaves", "meeting", "on_record", "restart", "untold")
-
-    def __init__(self) -> None:
-        self.cancel_reason: bytes | None = None
-        self.has_met = False
-        self.meeting: Meeting | None = None
-        self.restart: bytes | None = None
-        self.leaves = False
-        self.on_record: Callable[[], None] | None = None
-        self.untold: list[asyncio.Future[None]] | None = None
-
-    @property
-    def is_pressing(self) -> bool:
-        """Whether a call must look here before it begins."""
-        return not (self.cancel_reason is None and self.on_record is None and self.untold is None)
-
-    def tell(self) -> None:
-        """Let the calls go on that waited for the record."""
-        waiting, self.untold = self.untold or (), None
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
 
 
 class Phase(Enum):
@@ -230,14 +176,18 @@ class Lifecycle:
         """Return at once while the run goes on; else raise, or wait for the interrupt."""
         if self._phase in (Phase.INTERRUPTED, Phase.COLLECTING, Phase.COMPENSATING):
             raise ProcessInterrupted
+        self.check_not_ended(key)
+        if self._phase is Phase.DRAINING:
+            # Until the steps beside it are recorded; then the interrupt comes.
+            await self.hold(None, self.services.loop.create_future())
+
+    def check_not_ended(self, key: str) -> None:
+        """Raise WrongContextError if the function has returned or raised."""
         if self._phase is Phase.ENDED:
             raise WrongContextError(
                 f"key {key!r} was used after process {self.process_id!r} had ended",
                 hint="await every task that the process function creates before it returns",
             )
-        if self._phase is Phase.DRAINING:
-            # Until the steps beside it are recorded; then the interrupt comes.
-            await self.hold(None, self.services.loop.create_future())
 
     def check_interrupted(self) -> None:
         """Raise ProcessInterrupted if nothing may be recorded, or not any more."""
@@ -519,6 +469,9 @@ class Lifecycle:
         The run is its own done-callback: a closure for each of a hundred
         thousand runs would be 64 bytes each, and a task's name is the user's to change.
         """
+        # The task's context holds the run: together they would be there until the garbage
+        # collector comes.
+        self.task = None
         self.services.on_left(self, task)
 
     async def conclude(self, ending: Ending) -> bool:

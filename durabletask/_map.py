@@ -21,7 +21,7 @@ from typing import Any
 
 import durabletask._steps as _steps
 from durabletask._callable import CallSpec
-from durabletask._caller import STEP
+from durabletask._caller import INSIDE
 from durabletask._errors import ProcessInterrupted
 from durabletask._model import Checkpoint, Form, Kind
 from durabletask._retry import RetryPolicy
@@ -83,11 +83,13 @@ class Map:
     async def results(self) -> list[Any]:
         """Run what is not recorded yet; return the results or raise what they come to."""
         run = self._run
+        run.check_caller(self._key)
         self._look()
         if run.gated and self._items:
             # A call that is new where anything is left to run.
             await self._pass_gate(self._left[0] if self._left else 0)
-        run.check_caller(self._key)
+        elif run.gated and not run.collecting:
+            await run.stay_open(self._key)
         tasks = [self._relive(held) for held in self._recall()]
         tasks += [self._work() for _ in range(min(self._concurrency, len(self._left)))]
         self._pending: Iterator[int] = iter(self._left)
@@ -214,19 +216,19 @@ class Map:
         """Run an item as `plain_step` runs a step, with as few coroutines inside each other."""
         run, key, shape = self._run, self._key, self._spec.returns
         run.step_begins()
-        token = STEP.set(_steps.Step(run, key, index))
+        token = INSIDE.set(_steps.Step(run, key, index))
         try:
             payload, value = shape.record(await self._fn(item), "result")
         except (KeyboardInterrupt, SystemExit) as error:
-            STEP.reset(token)
+            INSIDE.reset(token)
             run.leave_program(error)
             raise
         except _steps.OUTCOMES as error:
-            STEP.reset(token)
+            INSIDE.reset(token)
             # A worker that was asked to stop begins no item: the request came during this one.
             failure = _steps.as_failure(run, error, 0)
             return await _steps.settle(run, Kind.DO, key, index, failure)
-        STEP.reset(token)
+        INSIDE.reset(token)
         checkpoint = Checkpoint(Kind.DO, key, index, Form.VALUE, payload)
         held = await run.record(checkpoint)
         run.step_ended()

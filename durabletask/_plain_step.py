@@ -12,7 +12,7 @@ from typing import Any
 
 import durabletask._steps as _steps
 from durabletask._callable import CallSpec
-from durabletask._caller import STEP
+from durabletask._caller import INSIDE
 from durabletask._codec import Shape
 from durabletask._errors import StorageError
 from durabletask._model import DONE, NO_INDEX, Checkpoint, Form, Kind, Status, Unit
@@ -36,9 +36,9 @@ async def plain_step(
         body = partial(_steps.call_function, run, spec, fn, args)
         return await step(run, Kind.DO, key, body, spec.returns, None)
     task = current_task(services.loop)
-    requests = task.cancelling() if task is not None else 0
+    requests = 1 if task is None else task.cancelling()
     # As `Run.check_caller`. A loop that shuts down has cancelled the writer, and this task too.
-    if task is not run.task or requests or STEP.get() is not None or get_ident() != services.thread:
+    if requests or INSIDE.get() is not run or get_ident() != services.thread:
         run.check_caller(key)
     # As `Journal.ask`.
     slots[key] = None
@@ -48,19 +48,18 @@ async def plain_step(
     run.steps += 1
     if run.recorded is _WAITING:
         services.writer.mark(run)
-    # Reset, and not set to None: an empty context is shared, one that holds None costs 120 bytes.
-    token = STEP.set(_steps.Step(run, key))
+    token = INSIDE.set(_steps.Step(run, key))
     try:
         payload, value = spec.returns.record(await fn(*args), "result")
     except (KeyboardInterrupt, SystemExit) as error:
-        STEP.reset(token)
+        INSIDE.reset(token)
         run.leave_program(error)
         raise
     except _steps.OUTCOMES as error:
-        STEP.reset(token)
+        INSIDE.reset(token)
         failure = _steps.as_failure(run, error, requests)
         return await _steps.settle(run, Kind.DO, key, NO_INDEX, failure)
-    STEP.reset(token)
+    INSIDE.reset(token)
     del token, args  # what is kept until the record is durable, the garbage collector visits
     if run.gated:
         run.check_interrupted()

@@ -19,10 +19,10 @@ class StateCalls(Calls):
 
     __slots__ = ()
 
-    async def report(self, value: object, *, type: type[Any] | None = None) -> None:
+    def report(self, value: object, *, type: type[Any] | None = None) -> DurableCall[None]:
         """Tell how far the process is: `ProcessInfo.progress`, as `handle.info()` shows it.
 
-        Durable when it returns. Only the latest is kept. A resumed run does
+        Durable when its await returns. Only the latest is kept. A resumed run does
         not report again what it comes past while it is recalling.
 
         Args:
@@ -35,7 +35,8 @@ class StateCalls(Calls):
         run = self._run
         codec = run.services.codec
         shape = codec.shape_of(value) if type is None else codec.shape(type)
-        await _report.report(run, shape.encode(value, "progress"))
+        payload = shape.encode(value, "progress")
+        return DurableCall(Kind.REPORT, _report.REPORT_KEY, _report.report(run, payload))
 
     def version(self, key: str, current: V) -> DurableCall[V]:
         """Return the version of the code under which the process came to this call first.

@@ -53,6 +53,8 @@ class EventStream(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
+        # First, since whoever else asks must not shift what this process is to ask for next.
+        self._run.check_caller(self._name)
         index, self._index = self._index, self._index + 1
         value = await _waits.event(self._run, self._name, self._shape, self._name, index, None)
         return cast("T", value)

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from durabletask._callable import Callables
+from durabletask._caller import INSIDE
 from durabletask._clock import Clock
 from durabletask._codec import Codec
 from durabletask._context import Travelling
@@ -185,7 +186,6 @@ async def rehearse(
         clock: Of the running loop, virtual, and before `LONG_AGO`.
     """
     threads = ThreadPoolExecutor(1, "durabletask rehearsal")
-    runs: dict[str, Run] = {}
     writer = Writer(
         _Nowhere(clock),
         Lease("rehearsal", "rehearsal", None, clock.now()),
@@ -193,10 +193,9 @@ async def rehearse(
         bytes_max=1,
         on_broken=lambda error: None,
     )
-    services = _services(cast, clock, writer, threads, runs)
+    services = _services(cast, clock, writer, threads)
     events = tuple(event for event in snapshot.events if not event.consumed)
     run = RehearsedRun(services, Claimed(snapshot.row, True, snapshot.checkpoints, events))
-    runs[run.process_id] = run
     try:
         return await _findings(run, cast, definition, snapshot)
     finally:
@@ -235,6 +234,7 @@ async def _findings(
 
 async def _watched(run: RehearsedRun, body: Coroutine[Any, Any, Any]) -> None:
     """Run the function, and note what it comes to unless it is interrupted."""
+    INSIDE.set(run)
     findings = run.findings
     try:
         await body
@@ -285,15 +285,12 @@ def _named(kind: Kind, key: str) -> str:
     return f"{kind.value} {key!r}"
 
 
-def _services(
-    cast: Cast, clock: Clock, writer: Writer, threads: ThreadPoolExecutor, runs: dict[str, Run]
-) -> Services:
+def _services(cast: Cast, clock: Clock, writer: Writer, threads: ThreadPoolExecutor) -> Services:
     loop = asyncio.get_running_loop()
     trust = Trust(clock)
     trust.observe(clock.now())
     return Services(
         host_id="rehearsal",
-        runs=runs,
         loop=loop,
         thread=get_ident(),
         writer=writer,

@@ -20,11 +20,11 @@ async def report(run: Run, payload: bytes) -> None:
     said last. Where the code reports less often than it did, or a recorded
     call is never asked for, one of both tells.
     """
+    run.check_caller(REPORT_KEY)
     if run.collecting:
         return  # reported already, or never: this run changes nothing
     if run.gated:
         await run.stay_open(REPORT_KEY)
-    run.check_caller(REPORT_KEY)
     run.reports += 1
     held = run.journal.find(Kind.REPORT, REPORT_KEY)
     if held is not None:

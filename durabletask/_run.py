@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 import durabletask._notes as _notes
-from durabletask._caller import check_caller
+from durabletask._caller import check_caller, check_owner
 from durabletask._codec import Shape
 from durabletask._culprits import mark
 from durabletask._deadline import due_at_new_call, fire_again, fired
@@ -27,8 +27,9 @@ from durabletask._errors import (
     ProgramError,
     StorageError,
 )
-from durabletask._lifecycle import CancelMet, Lifecycle, Meeting, Outside, Phase
+from durabletask._lifecycle import Lifecycle, Phase
 from durabletask._model import DONE, NO_INDEX, Checkpoint, Claimed, Form, Kind, Status, UnitOutcome
+from durabletask._outside import CancelMet, Meeting, Outside
 from durabletask._retry import RetryPolicy
 from durabletask._services import Services
 
@@ -58,11 +59,12 @@ class Run(Lifecycle):
 
         Raises:
             ProcessInterrupted: The run unwinds.
-            WrongContextError: The process function has ended.
+            WrongContextError: The process function has ended, or the call is not its own.
             CancelledError: A cancellation that a result had overtaken is met here, or the
                 end of a durable timeout that had come while nothing ran.
             ProcessCancelledError: A request from outside is met here, and recorded.
         """
+        check_owner(self, key)  # what there is to be met here is for nobody else
         if self._phase is Phase.COLLECTING:
             await self._stay_recorded(kind, key, index)
             return
@@ -83,7 +85,7 @@ class Run(Lifecycle):
 
         Raises:
             ProcessInterrupted: The code is at fault; the process is quarantined.
-            WrongContextError: Called on another loop or thread.
+            WrongContextError: The call is not the process's own, or comes after its end.
         """
         self.check_caller(key)
         journal = self.journal
@@ -105,7 +107,7 @@ class Run(Lifecycle):
         )
 
     def check_caller(self, key: str) -> None:
-        """Refuse a call from another loop or thread, or from inside the body of a step."""
+        """Refuse a call that is not made by the process itself, between its steps."""
         check_caller(self, key)
 
     def unseal(self, held: Checkpoint, shape: Shape) -> Any:

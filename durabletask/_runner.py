@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import durabletask._compensation as _compensation
+from durabletask._caller import INSIDE
 from durabletask._culprits import with_culprits
 from durabletask._errors import DecodeError, ProcessQuarantinedError, SerializationError
 from durabletask._failure import was_cancelled
@@ -34,6 +35,7 @@ async def execute(run: Run, definition: Definition) -> Ending | None:
     """
     # One coroutine around the function and not two, and its arguments kept by nobody else:
     # a host may hold a hundred thousand of these.
+    INSIDE.set(run)
     ending = None
     raised: BaseException | None = None
     body = _begin(run, definition)

@@ -1,12 +1,12 @@
 """What a host lends to all its runs: made once a session, known to every run."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 from durabletask._callable import Callables
 from durabletask._codec import Codec, Shape
@@ -21,21 +21,11 @@ from durabletask._timers import Timers
 from durabletask._writer import Writer
 
 
-class Resident(Protocol):
-    """A process in memory, as far as another one may know it."""
-
-    @property
-    def process_id(self) -> str: ...
-    @property
-    def task(self) -> "asyncio.Task[Any] | None": ...
-
-
 @dataclass(frozen=True, slots=True)
 class Services:
     """What a host lends to all its runs."""
 
     host_id: str
-    runs: Mapping[str, Resident]
     loop: asyncio.AbstractEventLoop
     thread: int
     writer: Writer

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from contextvars import Context
+from contextvars import Context, copy_context
 from datetime import datetime
 from threading import get_ident
 from typing import Any
@@ -83,6 +83,8 @@ class Session:
         # Creation ids of those whose answer was lost: they may have happened.
         self._unsure: set[str] = set()
         self._draining = False
+        # One for all of them, as each would otherwise get a copy of its own, of 64 bytes.
+        self._callbacks = copy_context()
         self._unwinding: set[asyncio.Task[None]] = set()
         self._trust = Trust(config.clock)
         self._threads = StepThreads(config.limits.threads_max, "durabletask step")
@@ -318,7 +320,7 @@ class Session:
         run.task = self._loop.create_task(
             body, name=row.process_id, context=self._context(run, row)
         )
-        run.task.add_done_callback(run)
+        run.task.add_done_callback(run, context=self._callbacks)
         for news in self._early.pop(row.process_id, ()) if self._early else ():
             self._news(news)
         tell_process(self._config.observers, run, Status.RUNNING, bool(claimed.checkpoints))
@@ -390,7 +392,6 @@ class Session:
         config = self._config
         return Services(
             host_id=self.lease.host_id,
-            runs=self.runs,
             loop=self._loop,
             thread=get_ident(),
             writer=self._writer,

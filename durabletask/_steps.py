@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from durabletask._callable import CallSpec
-from durabletask._caller import STEP
+from durabletask._caller import INSIDE
 from durabletask._codec import Shape
 from durabletask._errors import (
     ProcessInterrupted,
@@ -118,7 +118,7 @@ def current_step() -> Step:
     Raises:
         WrongContextError: The caller is not inside a step.
     """
-    step = STEP.get()
+    step = INSIDE.get()
     if not isinstance(step, Step):
         raise WrongContextError(
             "current_step() was called outside a step",
@@ -256,7 +256,7 @@ class StepRun:
         said = self._said
         details = None if said is None else run.unseal(said, run.services.any_shape)
         step = Step(run, self._key, self._index, attempt, previous, self._kind, details, said)
-        token = STEP.set(step)
+        token = INSIDE.set(step)
         self._tell(attempt, Phase.STARTED)
         body = self._body
         # A transaction is not cut off: its commit may be on its way.
@@ -265,14 +265,14 @@ class StepRun:
         try:
             value = await body()
         except (KeyboardInterrupt, SystemExit) as error:
-            STEP.reset(token)
+            INSIDE.reset(token)
             run.leave_program(error)
             raise
         except OUTCOMES:
-            STEP.reset(token)
+            INSIDE.reset(token)
             self._said = step._said  # noqa: SLF001  (we made it)
             raise
-        STEP.reset(token)
+        INSIDE.reset(token)
         return value
 
     async def _pause(self, due_at: datetime) -> None:

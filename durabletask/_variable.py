@@ -3,6 +3,7 @@
 from typing import Any, Generic, TypeVar, cast
 
 from durabletask._codec import Shape
+from durabletask._durable_call import DurableCall
 from durabletask._model import NO_INDEX, Checkpoint, Form, Kind
 from durabletask._run import Run
 
@@ -28,20 +29,23 @@ class Var(Generic[T]):
         """The value, decoded afresh: changing it in place changes nothing stored."""
         return cast("T", self._shape.decode(self._payload))
 
-    async def set(self, value: T) -> None:
-        """Set the value; durable when this returns.
+    def set(self, value: T) -> DurableCall[None]:
+        """Set the value; durable when its await returns.
 
         Raises:
             SerializationError: It has no exact JSON form; the old value stays.
         """
         payload = self._shape.encode(value)
+        return DurableCall(Kind.VAR, self._key, self._set(payload))
+
+    async def _set(self, payload: bytes) -> None:
         run = self._run
+        run.check_caller(self._key)
         if run.collecting:
             self._payload = payload  # recorded already, or never: this run changes nothing
             return
         if run.gated:
             await run.stay_open(self._key)
-        run.check_caller(self._key)
         await run.record(
             Checkpoint(Kind.VAR, self._key, NO_INDEX, Form.VALUE, payload, replaces=True)
         )

@@ -29,13 +29,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_repeat", "_threads"),
     ("_hints", "_memory*"),
     # The parts of a running host that know nothing of each other.
-    ("_lease", "_mailbox", "_observe", "_registry", "_timers", "_undos", "_watch"),
+    ("_lease", "_mailbox", "_observe", "_outside", "_registry", "_timers", "_undos", "_watch"),
     ("_refused", "_overdue", "_suspects"),
     ("_group", "_busy", "_writer"),
     ("_services",),
-    ("_caller", "_deadline"),
+    ("_deadline",),
     # One process, from its journal to its end.
-    ("_lifecycle",),
+    ("_lifecycle", "_caller"),
     ("_run",),
     ("_transaction", "_heartbeat", "_once", "_report"),
     ("_steps", "_waits", "_variable", "_branch", "_durable_call"),

@@ -174,7 +174,12 @@ async def races_a_step(proc: Process) -> None:
 
 
 async def lends(proc: Process) -> None:
+    async def is_late() -> None:
+        await asyncio.sleep(60)
+        await proc.do("ship", nothing)
+
     LENT.append(proc)
+    LATE.append(asyncio.create_task(is_late()))
     await proc.event("back")
 
 
@@ -183,6 +188,7 @@ async def borrows(proc: Process) -> None:
 
 
 LENT: list[Process] = []
+LATE: list[asyncio.Task[None]] = []
 MISUSES = [used_twice, asks_otherwise, nested, races_a_step, lends, borrows]
 
 
@@ -210,14 +216,18 @@ def test_misuse_is_told_as_it_is() -> None:
             lender = await host.spawn(lends, "order/7")
             await asyncio.sleep(1)
             await outcome(host, borrows, "order/8")
+            with pytest.raises(errors.WrongContextError) as foreign:
+                await LENT[0].do("ship", nothing)
+            said.append(str(foreign.value))
             await lender.raise_event("back")
             await lender.result()
             with pytest.raises(errors.WrongContextError) as late:
-                await LENT[0].do("ship", nothing)
+                await LATE[0]
             said.append(str(late.value))
             await outcome(host, races_a_step, "order/9")
 
     LENT.clear()
+    LATE.clear()
     run_virtual(main)
     assert said == block.rstrip("\n").split("\n\n")
 
