@@ -1,6 +1,7 @@
 """How many transactions a second does an idle host ask of Postgres?
 
-Hosts with 100 processes that wait for an event. Counted by the server
+Hosts with 100 processes that wait for an event, and with ten functions more
+that have a limit (`concurrency=`). Counted by the server
 (`xact_commit` of their database), after a while in which everything settles
 and in which sessions that have nothing more to do report what they did: a
 busy one reports every second, an idle one within ten. Renewal, polling and
@@ -8,8 +9,9 @@ whatever else a host does count.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from time import perf_counter
+from typing import Any
 
 from benchmarks._frame import conclude, options, ratios, tell
 from benchmarks._postgres import committed, lend_server
@@ -17,6 +19,7 @@ from durabletask import Process, ProcessHost
 from durabletask_postgres import PostgresStorage
 
 PROCESSES = 100
+LIMITED = 10
 SETTLE_S = 12.0
 WINDOW_S = 30.0
 HOSTS = (1, 3)
@@ -28,10 +31,21 @@ async def work(proc: Process) -> None:
     await proc.event("never", int)
 
 
+def new_work() -> Callable[[Process], Coroutine[Any, Any, None]]:
+    """Return another function."""
+
+    async def limited(proc: Process) -> None:
+        await proc.event("never", int)
+
+    return limited
+
+
 async def idle_rate(dsn: str, hosts: int, settle_s: float, window_s: float) -> float:
     """Let hosts be idle for a while; return transactions a second of each."""
     running = [ProcessHost(PostgresStorage(dsn), processes=[work]) for _ in range(hosts)]
     for host in running:
+        for number in range(LIMITED):
+            host.process(name=f"limited {number}", concurrency=1)(new_work())
         await host.start()
     await asyncio.gather(
         *(running[0].spawn(work, f"process/{number}") for number in range(PROCESSES))

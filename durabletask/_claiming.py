@@ -5,16 +5,17 @@ Refuses to know what becomes of what it gets.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from durabletask._config import Config
 from durabletask._errors import LeaseLostError, StorageFailedError, StorageRewoundError
 from durabletask._lease import Trust, contract_broken
 from durabletask._mailbox import Mailbox
 from durabletask._model import Claimed, Claims, Lease
-from durabletask._places import Ask, Places
+from durabletask._places import Places
 from durabletask._repeat import BACKOFF_MAX_S, BACKOFF_MIN_S, MAY_PASS, loudness, repeat_unknown
 from durabletask._storage import Hints
 
@@ -35,6 +36,15 @@ class HasMailbox(Protocol):
 
     @property
     def mailbox(self) -> Mailbox: ...
+
+
+class _Ask(NamedTuple):
+    """One claim; the places of `rooms` are taken as long as it is on its way."""
+
+    claim_id: str
+    names: tuple[str, ...]
+    count_max: int
+    rooms: Mapping[str, int]
 
 
 class Claiming:
@@ -64,7 +74,7 @@ class Claiming:
         self._loop = asyncio.get_running_loop()
         self._look = asyncio.Event()
         self._full = False
-        self._asks: list[Ask] = []
+        self._ask: _Ask | None = None
         self.places = Places(config.registry.concurrency(), self._look.set)
         # The position that a run's mailbox reaches when every event that was hinted is handed over.
         self._expected: dict[str, int] = {}
@@ -147,46 +157,36 @@ class Claiming:
         return self._config.clock.recheck_s if alone else self._config.poll_s
 
     async def _claim(self) -> tuple[bool, float, bool]:
-        """Claim once for all names; return if there is more, when next, and if anything came."""
-        if not self._asks:
-            self._asks = self.places.round(self._config.registry, self._new_id)
-            self._full = False
-        more, next_s, found = False, float("inf"), False
-        while self._asks:
-            # Kept until it is answered: what a claim took whose answer was lost is ours to run.
-            claims, has_room = await self._ask(self._asks[0])
-            del self._asks[0]
-            more = more or (claims.more and has_room)
-            found = found or bool(claims.claimed)
-            if claims.next_at is not None:
-                left_s = (claims.next_at - claims.now_at).total_seconds()
-                next_s = min(next_s, max(left_s, POLL_MIN_S))
-        return more, next_s, found
-
-    async def _ask(self, ask: Ask) -> tuple[Claims, bool]:
-        """Make one claim; return its answer, and whether there is room for more of those names."""
+        """Claim once; return if there is more for us, when next, and if anything came."""
         config = self._config
-        if ask.room is None:
-            ask.room = max(min(config.limits.resident_max - len(self._runs), CLAIM_MAX), 0)
-            if ask.limited is not None:
-                ask.room = self.places.take(ask.limited, ask.room)
-        room = ask.room
-        if room == 0 and ask.limited is not None:
-            return Claims((), self._trust.now()), False
+        # Kept until it is answered: what a claim took whose answer was lost is ours to run.
+        ask = self._ask = self._ask or self._next_ask()
 
         async def call() -> Claims:
-            return await config.storage.claim(self._lease, ask.claim_id, ask.names, count_max=room)
+            return await config.storage.claim(
+                self._lease, ask.claim_id, ask.names, count_max=ask.count_max, rooms=ask.rooms
+            )
 
         claims = await repeat_unknown(call)
+        self._ask = None
         self._trust.observe(claims.now_at)
         for claimed in claims.claimed:
             self._take(claimed)
-        is_full = len(self._runs) >= config.limits.resident_max
-        self._full = self._full or (claims.more and is_full)
-        if ask.limited is None:
-            return claims, not is_full
-        self.places.give_back(ask.limited, room)
-        has_room = not is_full and self.places.has_room(ask.limited)
-        if claims.more and not self.places.has_room(ask.limited):
-            self.places.want(ask.limited)
-        return claims, has_room
+        self.places.settle(
+            ask.rooms, Counter(each.row.name for each in claims.claimed if each.fresh)
+        )
+        self._full = claims.more and len(self._runs) >= config.limits.resident_max
+        next_s = float("inf")
+        if claims.next_at is not None:
+            next_s = max((claims.next_at - claims.now_at).total_seconds(), POLL_MIN_S)
+        return claims.more and not self._full, next_s, bool(claims.claimed)
+
+    def _next_ask(self) -> _Ask:
+        config = self._config
+        free = config.limits.resident_max - len(self._runs)
+        return _Ask(
+            self._new_id(),
+            tuple(config.registry),
+            max(min(free, CLAIM_MAX), 0),
+            self.places.take_all(),
+        )

@@ -8,7 +8,7 @@ Nothing survives the program unless it is saved.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from heapq import nsmallest
@@ -230,7 +230,13 @@ class MemoryStorage:
         return self._hosts.open(host.host_id, host.label, self._now())
 
     async def claim(
-        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+        self,
+        lease: Lease,
+        claim_id: str,
+        names: Sequence[str],
+        *,
+        count_max: int,
+        rooms: Mapping[str, int] | None = None,
     ) -> Claims:
         """Take claimable processes, and hear what is new for those already held."""
         host = self._hosts.holding(lease)
@@ -239,20 +245,33 @@ class MemoryStorage:
             if other is not host:
                 self._fence(other.host_id, now, died=True)
         if claim_id not in host.claims:
-            self._claim(host, claim_id, names, count_max, now)
-        next_at = self._queue.next_at(names)
+            self._claim(host, claim_id, names, count_max, rooms or {}, now)
+        claimed = self._handed_out(host, claim_id)
+        counts = Counter(each.row.name for each in claimed if each.fresh)
+        next_at = self._queue.next_at(_with_room(names, rooms or {}, counts))
         more = next_at is not None and next_at <= now
-        return Claims(self._handed_out(host, claim_id), now, None if more else next_at, more)
+        return Claims(claimed, now, None if more else next_at, more)
 
     def _claim(
-        self, host: Host, claim_id: str, names: Sequence[str], count_max: int, now: datetime
+        self,
+        host: Host,
+        claim_id: str,
+        names: Sequence[str],
+        count_max: int,
+        rooms: Mapping[str, int],
+        now: datetime,
     ) -> None:
         news = tuple(each.process_id for each in self._held(host, host.news) if each.news)
         host.news.clear()
         for process_id in news:
             self._processes[process_id].news = False
         taken: list[tuple[str, int, int]] = []
-        while len(taken) < count_max and (process := self._queue.pop(names, now)) is not None:
+        counts: Counter[str] = Counter()
+        while len(taken) < count_max:
+            process = self._queue.pop(_with_room(names, rooms, counts), now)
+            if process is None:
+                break
+            counts[process.name] += 1
             process.take(host.host_id, host.label, now)
             taken.append((process.process_id, process.incarnation, process.epoch))
         host.remember(claim_id, tuple(taken), news)
@@ -453,6 +472,13 @@ class MemoryStorage:
         """
         self._latest = max(self._latest, self._clock.now())
         return self._latest
+
+
+def _with_room(
+    names: Iterable[str], rooms: Mapping[str, int], counts: Mapping[str, int]
+) -> Iterable[str]:
+    """Return the names of which more may be taken than so many."""
+    return [name for name in names if name not in rooms or counts[name] < rooms[name]]
 
 
 def _check_size(what: str, batch: Sequence[object]) -> None:

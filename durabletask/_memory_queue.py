@@ -6,7 +6,7 @@ be found out. It knows nothing of hosts.
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from durabletask._memory_process import ProcessState
@@ -33,12 +33,12 @@ class ClaimQueue:
             # Sets drop the copies of entries pushed twice with the same time.
             heap[:] = sorted({entry for entry in heap if self._holds(entry, process.name)})
 
-    def next_at(self, names: Sequence[str]) -> datetime | None:
+    def next_at(self, names: Iterable[str]) -> datetime | None:
         """Return since or from when the first process of these names is claimable."""
         heads = [head[0] for name in names if (head := self._head(name)) is not None]
         return min(heads, default=None)
 
-    def pop(self, names: Sequence[str], now: datetime) -> ProcessState | None:
+    def pop(self, names: Iterable[str], now: datetime) -> ProcessState | None:
         """Return the longest claimable process of these names, if one is claimable by now.
 
         The caller takes it, which makes its entry stale.

@@ -473,7 +473,9 @@ class Claims(msgspec.Struct, frozen=True):
     Attributes:
         next_at: When the next process of the asked names will become
             claimable by time alone, if any.
-        more: Whether more was claimable than the claim had room for.
+        more: Whether more was claimable than the claim would take.
+
+    Both pass over names of which the claim has used up the room.
     """
 
     claimed: tuple[Claimed, ...]

@@ -29,7 +29,7 @@ Rules that hold for every method:
 Source: Gray and Cheriton 1989 (leases); docs/design.md, "The storage seam".
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from durabletask._model import (
@@ -195,7 +195,13 @@ class ProcessStorage(Protocol):
         ...
 
     async def claim(
-        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+        self,
+        lease: Lease,
+        claim_id: str,
+        names: Sequence[str],
+        *,
+        count_max: int,
+        rooms: Mapping[str, int] | None = None,
     ) -> Claims:
         """Take claimable processes, and hear what is new for those already held.
 
@@ -212,9 +218,19 @@ class ProcessStorage(Protocol):
         claim told of it: events, and requests, as its row shows them. It does
         not count against `count_max`.
 
+        `more` and `next_at` tell of the names of which the answer leaves room.
+        Of one whose room it uses up nothing could be taken by the next claim
+        either, and when there is room again only the caller can know.
+
         Args:
-            claim_id: New for every claim. A repeat with the same id returns
-                what the first one took, as far as it is still held.
+            claim_id: New for every claim. A repeat with the same id, and all
+                else as it was, returns what the first one took, as far as it
+                is still held.
+            count_max: Of all names together.
+            rooms: How many of one name may be taken at most: those of which
+                that is used up are passed over, and others taken in their
+                place. A name that is not in it has as much room as there is;
+                0 is to take none of it.
 
         Raises:
             LeaseLostError: The lease was fenced; nothing was taken.

@@ -1,7 +1,7 @@
 """Mistakes that storages make with ownership, claims and recorded results."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from durabletask.storage import (
     DONE,
     FINISHED,
     Checkpoint,
+    Claims,
     Created,
     Lease,
     Leave,
@@ -25,6 +26,7 @@ from durabletask.storage import (
     Unit,
     UnitOutcome,
 )
+from tests.planted_named import caught_by
 from tests.planted_storage import planted
 
 # --- ownership ---------------------------------------------------------------------------
@@ -116,18 +118,69 @@ def claim_without_limit(patch: pytest.MonkeyPatch) -> None:
         claim_id: str,
         names: Sequence[str],
         count_max: int,
+        rooms: Mapping[str, int],
         now: datetime,
     ) -> None:
-        claim(self, host, claim_id, names, 10_000 if count_max else 0, now)
+        claim(self, host, claim_id, names, 10_000 if count_max else 0, rooms, now)
 
     patch.setattr(MemoryStorage, "_claim", greedy)
+
+
+@caught_by("test_no_more_of_a_name_is_taken_than_there_is_room_for")
+def rooms_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Issue 4.3: a host is given more of a name than it may run."""
+    claim = MemoryStorage.claim
+
+    async def roomy(self: MemoryStorage, *args: Any, rooms: object = None, **more: Any) -> object:
+        return await claim(self, *args, **more)
+
+    patch.setattr(MemoryStorage, "claim", roomy)
+
+
+@caught_by("test_others_are_taken_in_place_of_what_has_no_room")
+def a_full_name_stands_in_the_way(patch: pytest.MonkeyPatch) -> None:
+    """G12: what is the oldest is looked at first, and what has no room dropped afterwards."""
+    claim = MemoryStorage._claim
+
+    def by_age_alone(
+        self: MemoryStorage,
+        host: Host,
+        claim_id: str,
+        names: Sequence[str],
+        count_max: int,
+        rooms: Mapping[str, int],
+        now: datetime,
+    ) -> None:
+        oldest = sorted(
+            (each for each in self._processes.values() if each.claimable_at),
+            key=lambda each: str(each.claimable_at),
+        )[:count_max]
+        kept = [name for name in names if any(each.name == name for each in oldest)]
+        claim(self, host, claim_id, kept, count_max, rooms, now)
+
+    patch.setattr(MemoryStorage, "_claim", by_age_alone)
+
+
+@caught_by("test_there_is_no_more_of_a_name_without_room")
+def full_names_are_asked_for_again(patch: pytest.MonkeyPatch) -> None:
+    """G13: there is more of a name for which there is no room, so the host asks without end."""
+    claim = MemoryStorage.claim
+
+    async def restless(
+        self: MemoryStorage, lease: Lease, claim_id: str, names: Sequence[str], **more: Any
+    ) -> Claims:
+        answer = await claim(self, lease, claim_id, names, **more)
+        next_at = self._queue.next_at(names)
+        return msgspec.structs.replace(answer, more=next_at is not None and next_at <= self._now())
+
+    patch.setattr(MemoryStorage, "claim", restless)
 
 
 @planted
 def newest_first(patch: pytest.MonkeyPatch) -> None:
     """G12: claims take the newest, so that the oldest starve."""
 
-    def pop(self: ClaimQueue, names: Sequence[str], now: datetime) -> ProcessState | None:
+    def pop(self: ClaimQueue, names: Iterable[str], now: datetime) -> ProcessState | None:
         ready = [
             each
             for each in self._processes.values()
@@ -181,9 +234,9 @@ def claim_id_ignored(patch: pytest.MonkeyPatch) -> None:
     turn = iter(range(1_000_000))
 
     async def forgetful(
-        self: MemoryStorage, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+        self: MemoryStorage, lease: Lease, claim_id: str, names: Sequence[str], **more: Any
     ) -> object:
-        return await claim(self, lease, f"{claim_id}/{next(turn)}", names, count_max=count_max)
+        return await claim(self, lease, f"{claim_id}/{next(turn)}", names, **more)
 
     patch.setattr(MemoryStorage, "claim", forgetful)
 

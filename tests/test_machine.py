@@ -1,6 +1,6 @@
 """The state machine itself is tested: equal storages pass, and each planted difference is found."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -82,9 +82,15 @@ class Deaf(MemoryStorage):
     """Claims bring no news."""
 
     async def claim(
-        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+        self,
+        lease: Lease,
+        claim_id: str,
+        names: Sequence[str],
+        *,
+        count_max: int,
+        rooms: Mapping[str, int] | None = None,
     ) -> Claims:
-        claims = await super().claim(lease, claim_id, names, count_max=count_max)
+        claims = await super().claim(lease, claim_id, names, count_max=count_max, rooms=rooms)
         fresh = tuple(each for each in claims.claimed if each.fresh)
         return msgspec.structs.replace(claims, claimed=fresh)
 

@@ -6,7 +6,7 @@ calls mean, and how the program dies.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NoReturn, TypeVar
@@ -163,14 +163,20 @@ class CrashingStorage:
         return await self._call("renew", "", lease, lambda: self._storage.renew(lease))
 
     async def claim(
-        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+        self,
+        lease: Lease,
+        claim_id: str,
+        names: Sequence[str],
+        *,
+        count_max: int,
+        rooms: Mapping[str, int] | None = None,
     ) -> Claims:
         """Take claimable processes; see `ProcessStorage`."""
         return await self._call(
             "claim",
             "",
             claim_id,
-            lambda: self._storage.claim(lease, claim_id, names, count_max=count_max),
+            lambda: self._storage.claim(lease, claim_id, names, count_max=count_max, rooms=rooms),
         )
 
     async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:

@@ -3,7 +3,7 @@
 Sees what the program sees: a lost answer is lost here too. Refuses to judge.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -164,7 +164,13 @@ class RecordingStorage:
         )
 
     async def claim(
-        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+        self,
+        lease: Lease,
+        claim_id: str,
+        names: Sequence[str],
+        *,
+        count_max: int,
+        rooms: Mapping[str, int] | None = None,
     ) -> Claims:
         """Take claimable processes; see `ProcessStorage`."""
         asked = Claim(
@@ -172,7 +178,7 @@ class RecordingStorage:
         )
         return await self._ask(
             [asked],
-            lambda: self._storage.claim(lease, claim_id, names, count_max=count_max),
+            lambda: self._storage.claim(lease, claim_id, names, count_max=count_max, rooms=rooms),
             lambda claims: [Claim(phase=Phase.OK, taken=taken_of(claims))],
         )
 

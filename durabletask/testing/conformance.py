@@ -34,6 +34,7 @@ from durabletask.testing._conformance.request_table import RequestTableConforman
 from durabletask.testing._conformance.requests import RequestConformance  # noqa: E402
 from durabletask.testing._conformance.restart import RestartConformance  # noqa: E402
 from durabletask.testing._conformance.retry import RetryConformance  # noqa: E402
+from durabletask.testing._conformance.rooms import RoomConformance  # noqa: E402
 from durabletask.testing._conformance.sends import SendConformance  # noqa: E402
 from durabletask.testing._conformance.status import StatusConformance  # noqa: E402
 from durabletask.testing._conformance.suspending import SuspensionConformance  # noqa: E402
@@ -58,6 +59,7 @@ class StorageConformance(
     SendConformance,
     EventConformance,
     ClaimConformance,
+    RoomConformance,
     LeaseConformance,
     ListConformance,
     ValueConformance,

@@ -8,7 +8,8 @@ does not compare. Incarnations are translated: only that they rise is promised.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any, ClassVar
 
@@ -96,7 +97,7 @@ class StorageMachine(RuleBasedStateMachine):
         self.lost: list[Lease] = []
         self.hosts = 0
         self.claims = 0
-        self.repeatable: tuple[Lease, str, Sequence[str], int] | None = None
+        self.repeatable: Callable[[ProcessStorage], Awaitable[Claims]] | None = None
         self.committed: tuple[Lease, tuple[Unit, ...]] | None = None
         self.incarnations: dict[str, dict[int, int]] = {}
         self.restarted: dict[tuple[str, int, int], int] = {}
@@ -281,26 +282,36 @@ class StorageMachine(RuleBasedStateMachine):
         data=st.data(),
         names=st.sampled_from((NAMES, NAMES, NAMES[:1], NAMES[1:])),
         count_max=st.sampled_from((0, 1, 2, 100, 100)),
+        rooms=st.sampled_from(({}, {}, {NAMES[0]: 0}, {NAMES[0]: 1}, {NAMES[0]: 1, NAMES[1]: 2})),
     )
-    def claim(self, data: st.DataObject, names: Sequence[str], count_max: int) -> None:
+    def claim(
+        self,
+        data: st.DataObject,
+        names: Sequence[str],
+        count_max: int,
+        rooms: Mapping[str, int],
+    ) -> None:
         """Claim some, or only hear the news."""
         lease = data.draw(st.sampled_from(self.leases))
-        since = self.model.claimable_since(names)
-        while 0 < count_max < len(since) and since[count_max - 1] == since[count_max]:
-            count_max += 1  # which of them goes first is the storage's choice
+        since = {name: self.model.claimable_since([name]) for name in names}
+        rooms = {name: _beyond_ties(since.get(name, ()), room) for name, room in rooms.items()}
+        oldest = sorted(at for name, ats in since.items() for at in ats[: rooms.get(name)])
+        count_max = _beyond_ties(oldest, count_max)
         self.claims += 1
         claim_id = f"claim-{self.claims}"
-        claims = self.both(
-            lambda storage: storage.claim(lease, claim_id, names, count_max=count_max)
-        )
+
+        async def ask(storage: ProcessStorage) -> Claims:
+            return await storage.claim(lease, claim_id, names, count_max=count_max, rooms=rooms)
+
+        claims = self.both(ask)
         took = isinstance(claims, Claims) and claims.claimed
-        self.repeatable = (lease, claim_id, names, count_max) if took else None
+        self.repeatable = ask if took else None
 
     def commit(self, data: st.DataObject, plans: list[UnitPlan]) -> None:
         """Commit units, most of them legal, nearly always with a lease that holds."""
         lease = data.draw(st.sampled_from(self.leases * 15 + self.lost[-1:]))
         if not any(each.row.owner for each in self._known()):
-            self.claim(data, NAMES, 100)
+            self.claim(data, NAMES, 100, {})
         found = {each.row.process_id: each for each in self._known()}
         held = [each for each in found.values() if each.row.owner == lease.host_id]
         seqs = {key: each.row.seq for key, each in found.items()}
@@ -338,8 +349,7 @@ class StorageMachine(RuleBasedStateMachine):
     def repeat(self, claim: bool) -> None:
         """Repeat the latest claim, or the latest batch, as after a lost answer."""
         if claim and self.repeatable is not None:
-            lease, claim_id, names, count_max = self.repeatable
-            self.both(lambda storage: storage.claim(lease, claim_id, names, count_max=count_max))
+            self.both(self.repeatable)
         elif self.committed is not None:
             self._commit(*self.committed)
 
@@ -396,3 +406,10 @@ class StorageMachine(RuleBasedStateMachine):
 
 async def _renew(storage: ProcessStorage, lease: Lease) -> Lease:
     return await storage.renew(lease)
+
+
+def _beyond_ties(since: Sequence[datetime], count: int) -> int:
+    """Return how many to take: which of several that are as old goes first is nobody's promise."""
+    while 0 < count < len(since) and since[count - 1] == since[count]:
+        count += 1
+    return count

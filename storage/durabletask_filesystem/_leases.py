@@ -5,7 +5,7 @@ has no end; a lease that is open in the files but not this program's is of a
 host that died.
 """
 
-from collections.abc import Sequence
+from collections import Counter
 from datetime import datetime
 
 import durabletask_filesystem._records as _records
@@ -16,6 +16,7 @@ from durabletask_filesystem._history import Library
 from durabletask_filesystem._log import DamageError, Log
 from durabletask_filesystem._reading import bare_row
 from durabletask_filesystem._records import ClaimRecord, EndRecord, LeaseRecord
+from durabletask_filesystem._requests import Claim
 from durabletask_filesystem._state import Proc
 from durabletask_filesystem._table import Table
 
@@ -137,17 +138,24 @@ class Leases:
 
     # --- claims --------------------------------------------------------------------------
 
-    def claim(
-        self, host: str, claim_id: str, names: Sequence[str], count_max: int, now: datetime
-    ) -> Claims:
+    def claim(self, host: str, asked: Claim, now: datetime) -> Claims:
         """Take claimable processes and hear news; see the seam for the rules."""
-        remembered = self.claims.get(claim_id)
+        remembered = self.claims.get(asked.claim_id)
         if remembered is None:
-            remembered = self._take(host, claim_id, names, count_max, now)
+            remembered = self._take(host, asked, now)
             if len(self.claims) >= CLAIMS_REMEMBERED:
                 del self.claims[next(iter(self.claims))]
-            self.claims[claim_id] = remembered
-        taken, news = remembered
+            self.claims[asked.claim_id] = remembered
+        claimed = self._handed_out(host, *remembered)
+        counts = Counter(each.row.name for each in claimed if each.fresh)
+        rooms = asked.rooms
+        left = [name for name in asked.names if name not in rooms or counts[name] < rooms[name]]
+        next_at = self._table.next_due(left)
+        more = next_at is not None and next_at <= now
+        return Claims(tuple(claimed), now, None if more else next_at, more)
+
+    def _handed_out(self, host: str, taken: Taken, news: tuple[str, ...]) -> list[Claimed]:
+        """Return what a claim took and heard, as far as the host still holds it."""
         claimed = []
         for process_id, identity in taken.items():
             if self._holds(process_id, identity):
@@ -160,20 +168,16 @@ class Leases:
                 claimed += self._hand_out_ended(host, process_id, None)
             elif proc is not None and proc.owner == host and process_id not in taken:
                 claimed.append(self._hand_out(proc, fresh=False))
-        next_at = self._table.next_due(names)
-        more = next_at is not None and next_at <= now
-        return Claims(tuple(claimed), now, None if more else next_at, more)
+        return claimed
 
-    def _take(
-        self, host: str, claim_id: str, names: Sequence[str], count_max: int, now: datetime
-    ) -> tuple[Taken, tuple[str, ...]]:
+    def _take(self, host: str, asked: Claim, now: datetime) -> tuple[Taken, tuple[str, ...]]:
         news = tuple(self._table.news)
         self._table.news.clear()
-        procs = self._table.take_due(names, now, count_max)
+        procs = self._table.take_due(asked.names, now, asked.count_max, asked.rooms)
         taken = {proc.id: (proc.incarnation, proc.epoch + 1) for proc in procs}
         if procs:
             epochs = tuple((process_id, epoch) for process_id, (_, epoch) in taken.items())
-            record = ClaimRecord(host, claim_id, now, epochs)
+            record = ClaimRecord(host, asked.claim_id, now, epochs)
             self._log.append(_records.encode(record))
             self._table.apply_claim(record, self._log.number)
         return taken, news

@@ -90,6 +90,7 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     claim_id: str
     names: tuple[str, ...]
     count_max: int
+    rooms: dict[str, int] = {}
 
 
 class Commit(msgspec.Struct, frozen=True, tag="commit"):

@@ -7,7 +7,7 @@ decided about processes is decided by the `Store`.
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -174,10 +174,17 @@ class FileSystemStorage:
         return renewed
 
     async def claim(
-        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+        self,
+        lease: Lease,
+        claim_id: str,
+        names: Sequence[str],
+        *,
+        count_max: int,
+        rooms: Mapping[str, int] | None = None,
     ) -> Claims:
         """Take claimable processes and hear news; see `ProcessStorage`."""
-        claims: Claims = await self._ask(Claim(lease, claim_id, tuple(names), count_max))
+        request = Claim(lease, claim_id, tuple(names), count_max, dict(rooms or {}))
+        claims: Claims = await self._ask(request)
         return claims
 
     async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:

@@ -214,9 +214,8 @@ class Store:
                 return self._desk.deliver(events, mailbox_max, now)
             case Ask(controls):
                 return self._controls.request(controls, now)
-            case Claim(lease, claim_id, names, count_max):
-                host = self._leases.check(lease)
-                return self._leases.claim(host, claim_id, names, count_max, now)
+            case Claim(lease):
+                return self._leases.claim(self._leases.check(lease), request, now)
             case Read(process_ids, history):
                 return self._reader.read(process_ids, history=history)
             case ListPage(query, scan_max):

@@ -5,7 +5,7 @@ it is read again. Knows no files; a place in them is a number (`Proc.spot`).
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from datetime import UTC, datetime, timedelta
 from heapq import heappop, heappush
@@ -397,12 +397,16 @@ class Table:
             heap = self._due.setdefault(proc.name, [])
             heappush(heap, (due_at, proc.id, next(self._ties), proc))
 
-    def take_due(self, names: Iterable[str], now: datetime, count_max: int) -> list[Proc]:
+    def take_due(
+        self, names: Iterable[str], now: datetime, count_max: int, rooms: Mapping[str, int]
+    ) -> list[Proc]:
         """Return up to `count_max` processes of these names, longest claimable first.
 
-        They are no longer due; whoever calls claims them.
+        They are no longer due; whoever calls claims them. Of a name that is in
+        `rooms` there are at most so many among them.
         """
-        heaps = self._heaps(names)
+        left = {name: rooms.get(name, count_max) for name in names}
+        heaps = self._heaps(name for name in left if left[name] > 0)
         taken: list[Proc] = []
         while len(taken) < count_max:
             heap = min(heaps, key=_first, default=None)
@@ -411,6 +415,9 @@ class Table:
             proc = heappop(heap)[3]
             proc.due_at = None
             taken.append(proc)
+            left[proc.name] -= 1
+            if not left[proc.name]:
+                heaps = [each for each in heaps if each is not heap]
             heaps = [each for each in heaps if self._fresh(each)]
         return taken
 

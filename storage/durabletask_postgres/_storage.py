@@ -8,7 +8,7 @@ own.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -275,7 +275,13 @@ class PostgresStorage:
         return Lease(lease.host_id, lease.label, self._ttl_s, now_at)
 
     async def claim(
-        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+        self,
+        lease: Lease,
+        claim_id: str,
+        names: Sequence[str],
+        *,
+        count_max: int,
+        rooms: Mapping[str, int] | None = None,
     ) -> Claims:
         """Take claimable processes, and hear what is new for those already held."""
         now_s = self._clock.monotonic_s()
@@ -289,6 +295,7 @@ class PostgresStorage:
                 lease.host_id,
                 claim_id,
                 list(names),
+                [(rooms or {}).get(name) for name in names],
                 count_max,
                 by_witness,
                 claim_id in lost,

@@ -95,11 +95,11 @@ select durabletask.bear_witness($1) as held;
 select durabletask.close_lease($1);
 
 -- name: claim
-select c.* from durabletask.claim($1, $2, $3, $4, $5, $6) c;
+select c.* from durabletask.claim($1, $2, $3, $4, $5, $6, $7) c;
 
 -- Again, after a claim that met something that cannot be read.
 -- name: claim_carefully
-select c.* from durabletask.claim($1, $2, $3, $4, $5, $6, careful => true) c;
+select c.* from durabletask.claim($1, $2, $3, $4, $5, $6, $7, careful => true) c;
 
 -- name: read_carefully
 select r.*,

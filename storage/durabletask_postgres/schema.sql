@@ -1520,8 +1520,36 @@ begin
 end
 $$;
 
+-- Return the names of which a claim has room left, given what it has taken.
+create function durabletask.with_room(
+    names text[], rooms integer[], host_no bigint, nos bigint[], epochs integer[]
+) returns text[]
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+declare
+    v_taken text[];
+begin
+    v_taken := array(
+        select p.name
+        from unnest(nos, epochs) as n (process_no, epoch)
+        join durabletask.process p on p.process_no = n.process_no
+        where p.owner_no is not distinct from with_room.host_no and p.epoch = n.epoch
+    );
+    return array(
+        select n.name from unnest(names, rooms) with ordinality as n (name, room, place)
+        where n.room is null or cardinality(array_positions(v_taken, n.name)) < n.room
+        order by n.place
+    );
+end
+$$;
+
 -- Take up to `count_max` claimable processes of these names, longest claimable first, and return
--- them with their checkpoints and mailboxes, and the news of those held already.
+-- them with their checkpoints and mailboxes, and the news of those held already. Of a name whose
+-- place in `rooms` is not null no more are taken than that; if it is used up, `more` and `next_at`
+-- are not about this name.
 --
 -- The first row is a header without a process. Everything is read after it was locked, by later
 -- statements than those that lock.
@@ -1530,8 +1558,8 @@ $$;
 -- taken and told, and what it is of which the history cannot be read comes with `damage` in place
 -- of that. Names are served by age alone then, and `next_at` is not looked for.
 create function durabletask.claim(
-    host_id text, claim_id text, names text[], count_max integer, by_witness boolean,
-    is_repeat boolean, careful boolean default false
+    host_id text, claim_id text, names text[], rooms integer[], count_max integer,
+    by_witness boolean, is_repeat boolean, careful boolean default false
 ) returns table (
     now_at timestamptz, next_at timestamptz, more boolean, fresh boolean,
     process_no bigint, process_id text, name text, status text, epoch integer, seq integer,
@@ -1560,6 +1588,7 @@ declare
     v_epochs integer[];
     v_news bigint[];
     v_shares integer[];
+    v_left text[];
     v_repeated boolean := false;
     v_dead record;
     v_moved boolean := false;
@@ -1589,7 +1618,7 @@ begin
         perform durabletask.move_readable_letters(now_at);
         v_news := durabletask.hear_readable(v_host_no, now_at);
         select t.nos, t.epochs, t.noted into v_nos, v_epochs, v_noted
-        from durabletask.take_readable(v_host_no, names, now_at, count_max) t;
+        from durabletask.take_readable(v_host_no, names, rooms, now_at, count_max) t;
     else
         v_moved := exists (select from durabletask.letter);
         if v_moved then
@@ -1623,12 +1652,12 @@ begin
             from unnest(names) with ordinality as n (name, place)
             left join (
                 select n.place, c.claimable_at
-                from unnest(names) with ordinality as n (name, place)
+                from unnest(names, rooms) with ordinality as n (name, room, place)
                 cross join lateral (
                     select p.claimable_at from durabletask.process p
                     where p.name = n.name and p.claimable_at <= claim.now_at
                     order by p.claimable_at, p.process_no
-                    limit count_max
+                    limit least(count_max, n.room)
                 ) c
                 order by c.claimable_at
                 limit count_max
@@ -1664,9 +1693,13 @@ begin
     if careful then
         more := count_max > 0 and (v_noted or cardinality(v_nos) >= count_max);
     else
+        v_left := case
+            when array_remove(rooms, null) = '{}' then names
+            else durabletask.with_room(names, rooms, v_host_no, v_nos, v_epochs)
+        end;
         more := (v_repeated or cardinality(v_nos) >= count_max) and exists (
             select
-            from unnest(names) as n (name)
+            from unnest(v_left) as n (name)
             cross join lateral (
                 select from durabletask.process p
                 where p.name = n.name and p.claimable_at <= claim.now_at
@@ -1676,7 +1709,7 @@ begin
         );
         next_at := (
             select min(c.claimable_at)
-            from unnest(names) as n (name)
+            from unnest(v_left) as n (name)
             cross join lateral (
                 select p.claimable_at from durabletask.process p
                 where p.name = n.name and p.claimable_at > claim.now_at
@@ -2178,10 +2211,10 @@ begin
 end
 $$;
 
--- Take the longest claimable processes of those that can be read; `noted` if some could not be
--- written, so that others may have been passed by.
+-- Take the longest claimable processes of those that can be read, of each name as many as it has
+-- room; `noted` if some could not be written, so that others may have been passed by.
 create function durabletask.take_readable(
-    host_no bigint, names text[], now_at timestamptz, count_max integer,
+    host_no bigint, names text[], rooms integer[], now_at timestamptz, count_max integer,
     out nos bigint[], out epochs integer[], out noted boolean
 )
 language plpgsql volatile as $$
@@ -2189,6 +2222,8 @@ declare
     v_found bigint[];
     v_complete boolean;
     v_no bigint;
+    v_name text;
+    v_names text[] := '{}';
 begin
     nos := '{}';
     epochs := '{}';
@@ -2200,12 +2235,14 @@ begin
             select f.nos
             from durabletask.readable('claimable by number', null, names, now_at, count_max) f);
     end if;
-    for v_no in
-        select p.process_no from durabletask.process p
+    for v_no, v_name in
+        select p.process_no, p.name from durabletask.process p
         where p.process_no = any (v_found)
         order by p.claimable_at, p.process_no + 0
     loop
         exit when cardinality(nos) >= count_max;
+        continue when cardinality(array_positions(v_names, v_name))
+            >= rooms[array_position(names, v_name)];
         begin
             perform 1 from durabletask.process p
             where p.process_no = v_no and p.claimable_at <= now_at
@@ -2213,6 +2250,7 @@ begin
             if found then
                 epochs := epochs || durabletask.take_carefully(v_no, host_no, now_at);
                 nos := nos || v_no;
+                v_names := v_names || v_name;
             end if;
         exception when internal_error or system_error then
             noted := true;

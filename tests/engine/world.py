@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from random import Random
 from typing import Any, Concatenate, ParamSpec
 
@@ -131,11 +131,17 @@ class Wire:
         return await self.storage.renew(lease)
 
     async def claim(
-        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+        self,
+        lease: Lease,
+        claim_id: str,
+        names: Sequence[str],
+        *,
+        count_max: int,
+        rooms: Mapping[str, int] | None = None,
     ) -> Claims:
         self.calls.append("claim")
         await self.before("claim")
-        answer = await self.storage.claim(lease, claim_id, names, count_max=count_max)
+        answer = await self.storage.claim(lease, claim_id, names, count_max=count_max, rooms=rooms)
         await self.after("claim")
         return answer
 

@@ -5,7 +5,7 @@ everything after each are seconds there. That `FileSystemStorage` hands calls
 to the core and back unchanged is for the conformance suite to see.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -98,9 +98,17 @@ class CoreStorage:
         return renewed
 
     async def claim(
-        self, lease: Lease, claim_id: str, names: Sequence[str], *, count_max: int
+        self,
+        lease: Lease,
+        claim_id: str,
+        names: Sequence[str],
+        *,
+        count_max: int,
+        rooms: Mapping[str, int] | None = None,
     ) -> Claims:
-        claims: Claims = self.ask(Claim(lease, claim_id, tuple(names), count_max))
+        claims: Claims = self.ask(
+            Claim(lease, claim_id, tuple(names), count_max, dict(rooms or {}))
+        )
         return claims
 
     async def commit(self, lease: Lease, units: Sequence[Unit]) -> Sequence[UnitOutcome]:

@@ -142,7 +142,7 @@ async def test_a_claim_with_one_snapshot_is_found_out(postgres: Postgres, free_s
                 connection.transaction(isolation="repeatable_read"),
             ):
                 rows = await connection.fetch(
-                    statements["claim"], "new", "one", [NAME], 1, False, False
+                    statements["claim"], "new", "one", [NAME], [None], 1, False, False
                 )
                 return [key for row in rows[1:] for key in row["keys"]]
 
@@ -166,7 +166,7 @@ async def test_a_claim_whose_answer_was_lost_is_answered_again(schemas: Schemas)
             async with gate.transaction():
                 await gate.execute(Statements(schema).rewrite(CLAIM_LOCK))
                 first = asyncio.create_task(
-                    lost.fetch(claim, "me", "one", [NAME], 10, False, False)
+                    lost.fetch(claim, "me", "one", [NAME], [None], 10, False, False)
                 )
                 await wait_blocked(gate, 1)
                 first.cancel()
@@ -188,7 +188,7 @@ async def test_a_late_copy_of_a_claim_takes_nothing(schemas: Schemas) -> None:
             assert await world.take(lease, claim_id="one") == {}
             await world.add("p")
             claim = Statements(schema)["claim"]
-            rows = await late.fetch(claim, "me", "one", [NAME], 10, False, False)
+            rows = await late.fetch(claim, "me", "one", [NAME], [None], 10, False, False)
             assert [row["process_id"] for row in rows] == [None]
             assert (await world.row("p")).owner is None
             assert list(await world.take(lease, claim_id="two")) == ["p"]
@@ -243,12 +243,12 @@ async def test_what_nobody_can_run_costs_a_claim_nothing(schemas: Schemas) -> No
             await world.add("p", "q")
             await connection.execute(rewrite(MANY))
             claim = Statements(schema)["claim"]
-            for analyzed in (False, True):
+            for analyzed, room in ((False, None), (False, 10), (True, None), (True, 10)):
                 if analyzed:
                     await connection.execute(rewrite("analyze durabletask.process"))
                 undone = connection.transaction()
                 await undone.start()
-                rows = await connection.fetch(claim, "me", "one", [NAME], 10, True, False)
+                rows = await connection.fetch(claim, "me", "one", [NAME], [room], 10, True, False)
                 read = await connection.fetchrow(READ, schema)
                 await undone.rollback()
                 assert [row["process_id"] for row in rows[1:]] == ["p", "q"]

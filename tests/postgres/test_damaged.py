@@ -18,7 +18,7 @@ from durabletask.errors import (
     StorageUnknownError,
 )
 from durabletask.storage import DONE, Ending, Form, Refusal, Status, UnitOutcome
-from durabletask.testing._conformance.world import World, event, new, step, unit
+from durabletask.testing._conformance.world import NAME, World, event, new, step, unit
 from durabletask_postgres import PostgresStorage
 from durabletask_postgres.testing import ThrowAwayPostgres
 from tests.postgres.damage import damage
@@ -178,6 +178,17 @@ async def test_what_nobody_holds_is_claimed_around_damaged_rows(disk: Disk, coun
     """G13: all others are taken, in their order and no more at once than asked for."""
     async with disk.damaged("process", idle) as it:
         assert await taken(it.world, count_max=count_max) == sorted(it.whole)
+
+
+async def test_no_more_is_claimed_around_damaged_rows_than_there_is_room_for(disk: Disk) -> None:
+    """Issue 4.3: a limit of a name holds there too."""
+    async with disk.damaged("process", idle) as it:
+        whole = sorted(it.whole)
+        lease = await it.world.host("other")
+        for room in (3, 0):
+            found = await it.world.take(lease, rooms={NAME: room})
+            assert list(found) == whole[:room]
+        assert await taken(it.world) == whole[3:]
 
 
 async def test_what_nobody_holds_is_claimed_around_damaged_inputs(disk: Disk) -> None:

@@ -230,7 +230,7 @@ async def test_a_session_that_has_just_begun_concludes_nothing(schemas: Schemas)
             while age_s >= GRACE_S:  # on a machine that is too busy, once more
                 async with connected(schemas.dsn) as connection:
                     await connection.fetch(statements["open_lease"], "young", "x", LONG_S)
-                    claim = [["order"], 10, True, False]
+                    claim = [["order"], [None], 10, True, False]
                     rows = await connection.fetch(statements["claim"], "young", "one", *claim)
                     age_s = float(await connection.fetchval(AGE))
         (header,) = rows

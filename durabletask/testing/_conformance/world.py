@@ -4,7 +4,7 @@ Knows the seam and nothing of any backend; what differs between backends is
 asked of the suite that opened the storage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
@@ -242,12 +242,13 @@ class World:
         *,
         names: Sequence[str] = (NAME,),
         count_max: int = 100,
+        rooms: Mapping[str, int] | None = None,
         claim_id: str | None = None,
     ) -> Claims:
         """Claim under a new claim id, unless given one."""
         self._claims += 1
         return await self.storage.claim(
-            lease, claim_id or f"claim-{self._claims}", names, count_max=count_max
+            lease, claim_id or f"claim-{self._claims}", names, count_max=count_max, rooms=rooms
         )
 
     async def take(self, lease: Lease, **options: Any) -> dict[str, Claimed]:

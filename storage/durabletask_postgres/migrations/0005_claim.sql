@@ -28,8 +28,36 @@ begin
 end
 $$;
 
+-- Return the names of which a claim has room left, given what it has taken.
+create function durabletask.with_room(
+    names text[], rooms integer[], host_no bigint, nos bigint[], epochs integer[]
+) returns text[]
+language plpgsql volatile
+set plan_cache_mode = 'force_generic_plan'
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off as $$
+declare
+    v_taken text[];
+begin
+    v_taken := array(
+        select p.name
+        from unnest(nos, epochs) as n (process_no, epoch)
+        join durabletask.process p on p.process_no = n.process_no
+        where p.owner_no is not distinct from with_room.host_no and p.epoch = n.epoch
+    );
+    return array(
+        select n.name from unnest(names, rooms) with ordinality as n (name, room, place)
+        where n.room is null or cardinality(array_positions(v_taken, n.name)) < n.room
+        order by n.place
+    );
+end
+$$;
+
 -- Take up to `count_max` claimable processes of these names, longest claimable first, and return
--- them with their checkpoints and mailboxes, and the news of those held already.
+-- them with their checkpoints and mailboxes, and the news of those held already. Of a name whose
+-- place in `rooms` is not null no more are taken than that; if it is used up, `more` and `next_at`
+-- are not about this name.
 --
 -- The first row is a header without a process. Everything is read after it was locked, by later
 -- statements than those that lock.
@@ -38,8 +66,8 @@ $$;
 -- taken and told, and what it is of which the history cannot be read comes with `damage` in place
 -- of that. Names are served by age alone then, and `next_at` is not looked for.
 create function durabletask.claim(
-    host_id text, claim_id text, names text[], count_max integer, by_witness boolean,
-    is_repeat boolean, careful boolean default false
+    host_id text, claim_id text, names text[], rooms integer[], count_max integer,
+    by_witness boolean, is_repeat boolean, careful boolean default false
 ) returns table (
     now_at timestamptz, next_at timestamptz, more boolean, fresh boolean,
     process_no bigint, process_id text, name text, status text, epoch integer, seq integer,
@@ -68,6 +96,7 @@ declare
     v_epochs integer[];
     v_news bigint[];
     v_shares integer[];
+    v_left text[];
     v_repeated boolean := false;
     v_dead record;
     v_moved boolean := false;
@@ -97,7 +126,7 @@ begin
         perform durabletask.move_readable_letters(now_at);
         v_news := durabletask.hear_readable(v_host_no, now_at);
         select t.nos, t.epochs, t.noted into v_nos, v_epochs, v_noted
-        from durabletask.take_readable(v_host_no, names, now_at, count_max) t;
+        from durabletask.take_readable(v_host_no, names, rooms, now_at, count_max) t;
     else
         v_moved := exists (select from durabletask.letter);
         if v_moved then
@@ -131,12 +160,12 @@ begin
             from unnest(names) with ordinality as n (name, place)
             left join (
                 select n.place, c.claimable_at
-                from unnest(names) with ordinality as n (name, place)
+                from unnest(names, rooms) with ordinality as n (name, room, place)
                 cross join lateral (
                     select p.claimable_at from durabletask.process p
                     where p.name = n.name and p.claimable_at <= claim.now_at
                     order by p.claimable_at, p.process_no
-                    limit count_max
+                    limit least(count_max, n.room)
                 ) c
                 order by c.claimable_at
                 limit count_max
@@ -172,9 +201,13 @@ begin
     if careful then
         more := count_max > 0 and (v_noted or cardinality(v_nos) >= count_max);
     else
+        v_left := case
+            when array_remove(rooms, null) = '{}' then names
+            else durabletask.with_room(names, rooms, v_host_no, v_nos, v_epochs)
+        end;
         more := (v_repeated or cardinality(v_nos) >= count_max) and exists (
             select
-            from unnest(names) as n (name)
+            from unnest(v_left) as n (name)
             cross join lateral (
                 select from durabletask.process p
                 where p.name = n.name and p.claimable_at <= claim.now_at
@@ -184,7 +217,7 @@ begin
         );
         next_at := (
             select min(c.claimable_at)
-            from unnest(names) as n (name)
+            from unnest(v_left) as n (name)
             cross join lateral (
                 select p.claimable_at from durabletask.process p
                 where p.name = n.name and p.claimable_at > claim.now_at

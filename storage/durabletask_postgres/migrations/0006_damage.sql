@@ -403,10 +403,10 @@ begin
 end
 $$;
 
--- Take the longest claimable processes of those that can be read; `noted` if some could not be
--- written, so that others may have been passed by.
+-- Take the longest claimable processes of those that can be read, of each name as many as it has
+-- room; `noted` if some could not be written, so that others may have been passed by.
 create function durabletask.take_readable(
-    host_no bigint, names text[], now_at timestamptz, count_max integer,
+    host_no bigint, names text[], rooms integer[], now_at timestamptz, count_max integer,
     out nos bigint[], out epochs integer[], out noted boolean
 )
 language plpgsql volatile as $$
@@ -414,6 +414,8 @@ declare
     v_found bigint[];
     v_complete boolean;
     v_no bigint;
+    v_name text;
+    v_names text[] := '{}';
 begin
     nos := '{}';
     epochs := '{}';
@@ -425,12 +427,14 @@ begin
             select f.nos
             from durabletask.readable('claimable by number', null, names, now_at, count_max) f);
     end if;
-    for v_no in
-        select p.process_no from durabletask.process p
+    for v_no, v_name in
+        select p.process_no, p.name from durabletask.process p
         where p.process_no = any (v_found)
         order by p.claimable_at, p.process_no + 0
     loop
         exit when cardinality(nos) >= count_max;
+        continue when cardinality(array_positions(v_names, v_name))
+            >= rooms[array_position(names, v_name)];
         begin
             perform 1 from durabletask.process p
             where p.process_no = v_no and p.claimable_at <= now_at
@@ -438,6 +442,7 @@ begin
             if found then
                 epochs := epochs || durabletask.take_carefully(v_no, host_no, now_at);
                 nos := nos || v_no;
+                v_names := v_names || v_name;
             end if;
         exception when internal_error or system_error then
             noted := true;
