@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 
 import durabletask._waits as _waits
-from durabletask._branch import Won
+from durabletask._branch import RESULT, Won
 from durabletask._codec import Shape
 from durabletask._culprits import mark
 from durabletask._errors import (
+    KeyConflictError,
     ProcessFailedError,
     ProcessTerminatedError,
     StepError,
@@ -39,9 +40,6 @@ from durabletask._model import (
 from durabletask._notes import CallNote, WaitNote, encode, kind_of
 from durabletask._refused import why_not
 from durabletask._run import Run
-
-RESULT = -2
-"""Index of the call that waits for a child which another call has spawned; both have one key."""
 
 _DIGEST_CHARS = 32
 
@@ -133,6 +131,14 @@ async def result(run: Run, key: str, child_id: str, shape: Shape) -> Any:
     """Wait for the result of a child that `spawn` has created."""
     if run.gated:
         await run.pass_gate(Kind.CALL, key, RESULT)
+    run.check_caller(key)
+    if run.journal.is_used_up(key, RESULT):
+        raise run.quarantine(
+            KeyConflictError(
+                f"the result of child {key!r} was taken before, and it has only one",
+                hint="keep what came of it; of a race that it won: result.of(branch)",
+            )
+        )
     held = run.ask(Kind.CALL, key, RESULT)
     if held is None:
         noted = _noted(run, key, RESULT)

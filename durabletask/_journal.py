@@ -121,6 +121,17 @@ class Journal:
                     hint="give the new call a new key, or bring the old code back",
                 )
 
+    def use_up(self, key: str, index: int) -> None:
+        """Take note that another call has taken what this one would return."""
+        slot = _slot(key, index)
+        if slot not in self.slots:
+            self.slots[slot] = None
+            self._recorded += 1  # neither a new call nor one that is recorded
+
+    def is_used_up(self, key: str, index: int) -> bool:
+        """Return whether this run has taken what the call returns, by itself or otherwise."""
+        return self.slots.get(_slot(key, index), self) is None
+
     def is_new(self, key: str, index: int = NO_INDEX) -> bool:
         """Return whether a key is neither recorded nor used by this run."""
         return _slot(key, index) not in self.slots

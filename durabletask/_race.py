@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 import durabletask._waits as _waits
-from durabletask._branch import Branch, Branches, Won
+from durabletask._branch import RESULT, Branch, Branches, Won
 from durabletask._culprits import mark
 from durabletask._durable_call import DurableCall, DurableWait
 from durabletask._errors import InvalidArgumentError, KeyConflictError, NonDeterminismError
@@ -272,6 +272,9 @@ def _result(
     note = _waits.decode_note(run, held, RaceNote)
     for leaf in leaves:
         if (leaf.path, leaf.kind) == (note.path, note.kind):
+            if leaf.kind is Kind.CALL:
+                # The child has no other end: who awaits it again would wait for ever.
+                run.journal.use_up(leaf.path[-1], RESULT)
             return _nested(held, calls, leaf, bytes(note.outcome))
     raise run.quarantine(
         NonDeterminismError(

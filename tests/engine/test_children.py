@@ -271,6 +271,38 @@ async def test_a_race_over_results(world: World) -> None:
         assert await second.get(process, "p").result() == [10, 20]
 
 
+@pytest.mark.parametrize("how", ["race", "twice"])
+@virtual
+async def test_a_result_is_taken_once(world: World, how: str) -> None:
+    """Rule 4: awaited again, by itself or behind a race that it won, it would wait for ever."""
+    resuming: list[bool] = []
+
+    async def child(proc: Process) -> str:
+        return "result"
+
+    async def process(proc: Process) -> str:
+        spawned = await proc.spawn("c", child)
+        if how == "race":
+            branch = spawned.result()
+            assert (await proc.race("first", branch)).of(branch) == "result"
+        else:
+            await spawned.result()
+        resuming.append(proc.resuming)
+        await proc.get("number", 1)
+        await proc.event("go")
+        return await spawned.result()
+
+    async with world.host(process, child) as host:
+        await host.spawn(process, "p")
+        await asyncio.sleep(1)
+    async with world.host(process, child) as second:
+        await asyncio.sleep(1)
+        await second.raise_event("p", "go")
+        with pytest.raises(ProcessQuarantinedError, match="child 'c' was taken before"):
+            await second.get("p").result()
+    assert resuming == [False, True]
+
+
 @virtual
 async def test_a_child_of_a_child(world: World) -> None:
     """S2.04: to any depth; each is told of its own child's end only."""
