@@ -272,5 +272,8 @@ def _public(error: UnfitError, root: str) -> SerializationError:
     if not error.limit:
         return SerializationError(f"{error.path(root)} {error.message}", hint=error.hint)
     if error.cyclic:
-        return SerializationError(f"{render(root, error.cycle_segments)} contains itself")
+        return SerializationError(
+            f"{render(root, error.cycle_segments)} contains itself",
+            hint="record an id in the place of the repeated object",
+        )
     return LimitExceededError(f"{error.path(root)} {error.message}")

@@ -116,13 +116,13 @@ def _size(wire: Any) -> int:
 def _unwritable(wire: object) -> str | None:
     if type(wire) is int and not INT_MIN <= wire <= INT_MAX:
         bits = wire.bit_length()
-        return f"is an integer of {bits} bits, and JSON here holds 64"
+        return f"is an integer of {bits} bits, beyond -2**63 to 2**64 - 1; record it as str(…)"
     texts = [wire] if type(wire) is str else [*wire] if type(wire) is dict else []
     for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            return f"has a lone surrogate at position {error.start}, which is no Unicode text"
+            return f"has a lone surrogate at position {error.start}; record such text as bytes"
     return None
 
 
