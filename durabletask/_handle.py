@@ -199,7 +199,8 @@ class ProcessHandle(Generic[T]):
                 this key on, in the order of `history()`; variables set since
                 begin with their defaults again, transactions are made again.
                 A child that is spawned again is the one that exists, with the
-                input that it had, until that one is purged.
+                input that it had, until that one is purged; an event that
+                was sent to another process is not sent again.
 
         Raises:
             ProcessStateError: It has neither failed nor is it quarantined, or

@@ -12,6 +12,7 @@ from durabletask.errors import (
     DurableTaskError,
     InvalidArgumentError,
     InvalidIdError,
+    ProcessFailedError,
     SerializationError,
 )
 from durabletask.testing.crash import crash_everywhere
@@ -176,6 +177,31 @@ def test_to_itself_once_wherever_it_dies() -> None:
         return await proc.event("n", int)
 
     crash_everywhere(once, process_id="p", pairs=True).check()
+
+
+@virtual
+async def test_a_retry_does_not_send_again(world: World) -> None:
+    """G8, rule 9: what was put aside with its record has been delivered, and is known there."""
+    broken = [True]
+
+    async def step() -> None:
+        if broken[0]:
+            raise ValueError("broken")
+
+    async def sends(proc: Process) -> None:
+        await proc.raise_event("send", "sink", "n", 1)
+        await proc.do("step", step)
+
+    async with world.host(sends, sink) as host:
+        receiver = await host.spawn(sink, "sink", 2)
+        handle = await host.spawn(sends, "p")
+        with pytest.raises(ProcessFailedError, match="broken"):
+            await handle.result()
+        broken[0] = False
+        await handle.retry(from_key="send")
+        await handle.result()
+        await receiver.raise_event("n", 2)
+        assert await receiver.result() == [1, 2]
 
 
 def test_in_pairs_of_deaths() -> None:
