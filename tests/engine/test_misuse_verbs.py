@@ -22,6 +22,7 @@ from durabletask.errors import (
     WrongContextError,
 )
 from durabletask.storage import Kind
+from durabletask.testing import VirtualClock, run_virtual
 from tests.engine.database import host_of
 from tests.engine.world import World, settle, virtual
 
@@ -163,6 +164,26 @@ async def test_on_another_thread(world: World, place: str) -> None:
     assert_refused(came[0], "'p'", "another loop or thread")
     recorded = {"variable", "child", "to itself", "news"} | ({"step"} if "step" in place else set())
     assert {key for _, key, _ in world.keys("p")} == recorded
+
+
+def test_on_another_loop() -> None:
+    """Issue 4.6, F110: any verb on the loop that comes after that of the process: refused."""
+    held: list[Hands] = []
+
+    async def process(proc: Process) -> None:
+        held.append(await prepared(proc))
+        await proc.event("never")
+
+    async def first(clock: VirtualClock) -> None:
+        async with host_of(World(clock), process, kid) as host:
+            await host.spawn(process, "p")
+            await asyncio.sleep(1)
+
+    async def second(clock: VirtualClock) -> None:
+        assert_refused(await tried(held[0]), "'p'", "another loop or thread")
+
+    run_virtual(first)
+    run_virtual(second)
 
 
 @pytest.mark.parametrize("raises", [False, True])
