@@ -94,14 +94,12 @@ class Kin:
         coming: dict[str, int] = {}
         for event in unit.sends:
             receiver = self._processes.get(event.process_id)
-            if receiver is None:
-                if event.process_id in born:
-                    continue
+            if receiver is None and event.process_id not in born:
                 return UnitOutcome(refused=Refusal.UNKNOWN_PROCESS, culprit=event.process_id)
-            mailbox = receiver.mailbox
+            mailbox = None if receiver is None else receiver.mailbox
             if mailbox is not None and mailbox.known(event.event_id):
                 continue
-            if receiver.status in FINISHED:
+            if receiver is not None and receiver.status in FINISHED:
                 return UnitOutcome(refused=Refusal.FINISHED, culprit=event.process_id)
             coming[event.process_id] = coming.get(event.process_id, 0) + 1
             waiting = 0 if mailbox is None else len(mailbox.unconsumed)

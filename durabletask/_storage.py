@@ -245,7 +245,8 @@ class ProcessStorage(Protocol):
         incarnation (or does not exist), with FINISHED or ILLEGAL_TRANSITION, or
         with NOT_IN_MAILBOX; that does not touch its neighbours. Because of a
         child or a receiver, its `culprit`, it is refused with OTHER_ORIGIN,
-        UNKNOWN_PROCESS, FINISHED or MAILBOX_FULL. A unit whose
+        UNKNOWN_PROCESS, FINISHED or MAILBOX_FULL (a child that it spawns has a
+        mailbox too). A unit whose
         seq is not above the highest one applied in its epoch changes nothing
         and is answered DONE; one whose first-wins checkpoint another unit has
         recorded is answered with what is held, and nothing of it is written.

@@ -312,6 +312,18 @@ def each_event_finds_the_same_room(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Kin, "_refused_send", alone)
 
 
+@caught_by("test_a_child_that_is_spawned_can_be_sent_too_much")
+def a_child_is_sent_what_it_cannot_hold(patch: pytest.MonkeyPatch) -> None:
+    """F101: where there is no mailbox yet nobody counts, and what is too much is lost."""
+    refused = Kin._refused_send
+
+    def uncounted(self: Kin, unit: Unit, born: set[str]) -> UnitOutcome | None:
+        sends = tuple(each for each in unit.sends if each.process_id not in born)
+        return refused(self, msgspec.structs.replace(unit, sends=sends), born)
+
+    patch.setattr(Kin, "_refused_send", uncounted)
+
+
 @caught_by("test_a_receiver_that_cannot_take_it_refuses_the_whole_unit")
 def nobody_is_named(patch: pytest.MonkeyPatch) -> None:
     """Style 7: who cannot take the event is not said."""

@@ -101,15 +101,16 @@ class Reach:
     ) -> tuple[Refusal | None, bool]:
         """Return why a receiver cannot get an event, and whether it has it already."""
         process_id = event.process_id
-        if receiver is None:
-            born = any(new.process_id == process_id for new in unit.spawns)
-            return (None if born else Refusal.UNKNOWN_PROCESS), False
-        if self._mailboxes.earlier(receiver, event.event_id) is not None:
-            return None, True
-        if receiver.status in FINISHED:
-            return Refusal.FINISHED, False
+        waiting = 0
+        if receiver is not None:
+            if self._mailboxes.earlier(receiver, event.event_id) is not None:
+                return None, True
+            if receiver.status in FINISHED:
+                return Refusal.FINISHED, False
+            waiting = len(self._mailboxes.open(receiver).pending)
+        elif all(new.process_id != process_id for new in unit.spawns):
+            return Refusal.UNKNOWN_PROCESS, False
         counts[process_id] = counts.get(process_id, 0) + 1
-        waiting = len(self._mailboxes.open(receiver).pending)
         is_full = waiting + counts[process_id] > unit.mailbox_max
         return (Refusal.MAILBOX_FULL if is_full else None), False
 

@@ -1,5 +1,7 @@
 """Conformance: events that a unit sends are delivered with what it records, once."""
 
+from functools import partial
+
 from durabletask.storage import (
     CHILD_ENDED,
     DONE,
@@ -139,6 +141,21 @@ class SendConformance(ConformanceBase):
             sends = (event("c", "e1"),)
             await w.done(lease, unit(row, 1, step("a"), spawns=(child(row, "c"),), sends=sends))
             assert [each.event_id for each in (await w.take(lease))["c"].events] == ["e1"]
+
+    async def test_a_child_that_is_spawned_can_be_sent_too_much(self) -> None:
+        """F101: its mailbox is as full as any: nothing is spawned, sent or recorded."""
+        async with self.world() as w:
+            lease = await w.host()
+            row = await w.held("p", lease)
+            await w.add("q")
+            before = await w.everything()
+            events = [event("c", "e1"), event("q", "e1"), event("c", "e2"), event("c", "e3")]
+            spawning = partial(unit, row, spawns=(child(row, "c"),), mailbox_max=2)
+            (outcome,) = await w.commit(lease, spawning(1, step("a"), sends=tuple(events)))
+            assert (outcome.refused, outcome.culprit) == (Refusal.MAILBOX_FULL, "c")
+            assert await w.everything() == before
+            await w.done(lease, spawning(2, step("a"), sends=tuple(events[:3])))
+            assert [each.event_id for each in await w.mailbox("c")] == ["e1", "e2"]
 
     async def test_what_one_unit_sends_the_next_may_consume(self) -> None:
         """G6: units of a batch see the events of those before them, of other processes too."""

@@ -281,18 +281,16 @@ begin
                 ) as is_known
             into v_other
             from durabletask.process p where p.process_id = send_ids[v_part];
-            if not found and send_ids[v_part] = any (v_born) then
-                continue;
-            end if;
-            if v_other.process_no is not null and not v_other.is_known then
+            if v_other.is_known is not true then
                 v_coming := v_coming || send_ids[v_part];
             end if;
             refused := case
-                when v_other.process_no is null then 'unknown process'
+                when v_other.process_no is null and not send_ids[v_part] = any (v_born) then
+                    'unknown process'
                 when not v_other.process_no = any (v_locked) then 'busy'
                 when v_other.is_known then null
                 when durabletask.is_finished(v_other.status) then 'process has finished'
-                when v_other.unconsumed
+                when coalesce(v_other.unconsumed, 0)
                     + cardinality(array_positions(v_coming, send_ids[v_part]))
                     > mailbox_maxes[v_at] then 'mailbox is full'
             end;
