@@ -99,7 +99,7 @@ class ProcessClient(BulkCalls):
         self._travelling = Travelling(context, self.codec)
         self._requests = Requests(storage, self._new_id)
         self._reader = Reader(self.codec.view, self.failures)
-        self._watch = Watch(storage, poll_s, self._is_here)
+        self._watch = Watch(storage, poll_s, self._here)
         for fn in processes:
             self.registry.add(fn)
 
@@ -243,7 +243,8 @@ class ProcessClient(BulkCalls):
             raise_busy(process_id, created)
         if created.row is not None and not created.fresh:
             check_existing(created.row, definition.name, digest, on_existing)
-        return ProcessHandle(self, process_id, definition.signature.returns)
+        incarnation = None if created.row is None else created.row.incarnation
+        return ProcessHandle(self, process_id, definition.signature.returns, incarnation)
 
     @overload
     def get(self, fn_or_id: str) -> ProcessHandle[Any]: ...
@@ -397,10 +398,10 @@ class ProcessClient(BulkCalls):
 
     # --- for handles ------------------------------------------------------------------------
 
-    async def wait_ended(self, process_id: str) -> Ending:
+    async def wait_ended(self, process_id: str, incarnation: int | None) -> Ending:
         """Wait until a process has ended or is quarantined; for `ProcessHandle.result`."""
         self._check_usable()
-        return await self._watch.wait(process_id)
+        return await self._watch.wait(process_id, incarnation)
 
     async def info(self, process_id: str) -> ProcessInfo:
         """Describe a process; for `ProcessHandle.info`."""
@@ -420,8 +421,8 @@ class ProcessClient(BulkCalls):
     def _delivered(self, process_id: str, answer: Delivered) -> None:
         """Take note of an event that was stored."""
 
-    def _is_here(self, process_id: str) -> bool:
-        return False
+    def _here(self, process_id: str) -> int | None:
+        return None
 
     def _now(self) -> datetime:
         """Return the storage's time, as well as it is known."""

@@ -34,4 +34,4 @@ class Config:
     label: str
     poll_s: float
     travelling: Travelling
-    on_left: Callable[[str, Ending | None], None]
+    on_left: Callable[[str, int, Ending | None], None]

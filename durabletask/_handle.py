@@ -26,12 +26,19 @@ T = TypeVar("T")
 class ProcessHandle(Generic[T]):
     """One process, by its id. Cheap to make; holds nothing of the process."""
 
-    __slots__ = ("_client", "_id", "_shape")
+    __slots__ = ("_client", "_id", "_incarnation", "_shape")
 
-    def __init__(self, client: "ProcessClient", process_id: str, shape: Shape) -> None:
+    def __init__(
+        self,
+        client: "ProcessClient",
+        process_id: str,
+        shape: Shape,
+        incarnation: int | None = None,
+    ) -> None:
         self._client = client
         self._id = process_id
         self._shape = shape
+        self._incarnation = incarnation
 
     def __repr__(self) -> str:
         return f"<process {self._id!a}>"
@@ -52,13 +59,14 @@ class ProcessHandle(Generic[T]):
             ProcessCancelledError: It was cancelled, and its function let that pass.
             ProcessTerminatedError: It was ended from outside; with `output`.
             ProcessQuarantinedError: The process is set aside; fix the code first.
-            UnknownProcessError: There is no such process.
+            UnknownProcessError: There is no such process; or the one that this
+                handle was given for was purged or replaced, and its id has another.
             DecodeError: The result does not fit the function's return annotation.
             TimeoutError: It has not ended yet; the process goes on.
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         async with asyncio.timeout(seconds):
-            ending = await self._client.wait_ended(self._id)
+            ending = await self._client.wait_ended(self._id, self._incarnation)
         if ending.status is Status.TERMINATED:
             raise terminated(self._id, ending, self._client.codec.view)
         value: T = outcome(self._id, ending, self._shape, self._client.failures)

@@ -304,8 +304,8 @@ class ProcessHost(ProcessClient):
     def _now(self) -> datetime:
         return self._clock.now() if self._session is None else self._session.now()
 
-    def _is_here(self, process_id: str) -> bool:
-        return self._session is not None and process_id in self._session.runs
+    def _here(self, process_id: str) -> int | None:
+        return None if self._session is None else self._session.incarnation_of(process_id)
 
     def _check_usable(self) -> None:
         if self._failure is not None:

@@ -348,6 +348,14 @@ class Session:
             run.quarantine_error = error
             return None
 
+    def incarnation_of(self, process_id: str) -> int | None:
+        """Return which incarnation of a process is here, or None."""
+        anew = self._anew.get(process_id)
+        if anew is not None:
+            return anew[0].row.incarnation
+        run = self.runs.get(process_id)
+        return None if run is None else run.incarnation
+
     def _left(self, run: Run, task: "asyncio.Task[Ending | None]") -> None:
         self.runs.pop(run.process_id, None)
         self._overdue.forget(run.process_id)
@@ -369,8 +377,10 @@ class Session:
             elif run.outside.restart is None:
                 self._release(run)
         self._claims.left(run.process_id, ended=ending is not None)
-        # Who waits for what was created anew under its id is not told of this end.
-        self._config.on_left(run.process_id, None if run.process_id in self._anew else ending)
+        anew = self._anew.get(run.process_id)
+        # Who waits since it was asked to be tried again is not told of the end before that.
+        is_over = anew is None or anew[0].row.incarnation != run.incarnation
+        self._config.on_left(run.process_id, run.incarnation, ending if is_over else None)
         tell_process(self._config.observers, run, ending.status if ending else None, True)
         for claimed in self._anew.pop(run.process_id, ()):
             self._take(claimed)

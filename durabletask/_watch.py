@@ -2,6 +2,11 @@
 
 A process that runs on this host tells; every other one is looked at, when the
 storage hints at it or when the poll interval is over. All waits share one look.
+
+An id may be purged or replaced and created again. Who waits is never told of
+another process than the one that had the id when the wait began, or that its
+handle was given for: neither by a host that lets go of the earlier one late,
+nor by a look that began before.
 """
 
 import asyncio
@@ -18,7 +23,7 @@ from durabletask._errors import (
     StorageUnknownError,
     UnknownProcessError,
 )
-from durabletask._model import Ending
+from durabletask._model import Ending, ProcessRow
 from durabletask._storage import Hints, ProcessStorage
 
 _log = logging.getLogger("durabletask")
@@ -30,56 +35,72 @@ REST = 4
 as the last one took: a thousand waits beside a busy host would be read all the time."""
 
 
+class _Waiter:
+    """Somebody who waits; `incarnation` is None while it is not known whom for."""
+
+    __slots__ = ("future", "incarnation")
+
+    def __init__(self, future: asyncio.Future[Ending], incarnation: int | None) -> None:
+        self.future = future
+        self.incarnation = incarnation
+
+
 class Watch:
     """The waits of one client or host for processes to end."""
 
     def __init__(
-        self, storage: ProcessStorage, poll_s: float, is_here: Callable[[str], bool]
+        self, storage: ProcessStorage, poll_s: float, here: Callable[[str], int | None]
     ) -> None:
         """Watch nothing yet.
 
         Args:
             poll_s: Longest time between two looks at a process that runs elsewhere.
-            is_here: Whether a process runs on this host, so that `tell` will be called.
+            here: Which incarnation of a process runs on this host, so that
+                `tell` will be called; None if none does.
         """
         self._storage = storage
         self._poll_s = poll_s
-        self._is_here = is_here
-        self._waiters: dict[str, list[asyncio.Future[Ending]]] = {}
+        self._here = here
+        self._waiters: dict[str, list[_Waiter]] = {}
         self._task: asyncio.Task[None] | None = None
         self._hinted = asyncio.Event()
         self._named: set[str] = set()
         self._anything = False
         self._has_read = False
 
-    async def wait(self, process_id: str) -> Ending:
+    async def wait(self, process_id: str, incarnation: int | None = None) -> Ending:
         """Return how a process has ended, once it has; QUARANTINED counts as an end here.
 
+        Args:
+            process_id: The process.
+            incarnation: Which one of this id; None for the one that there is.
+
         Raises:
-            UnknownProcessError: There is no such process.
+            UnknownProcessError: There is no such process, or no longer.
         """
-        waiter: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        here = self._here(process_id)
+        future: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(future, here if incarnation is None else incarnation)
         waiters = self._waiters.setdefault(process_id, [])
         waiters.append(waiter)
-        if not self._is_here(process_id):
+        if here is None or waiter.incarnation != here:
             self.look(process_id)
         try:
-            return await waiter
+            return await future
         finally:
             waiters.remove(waiter)
             if not waiters and self._waiters.get(process_id) is waiters:
                 del self._waiters[process_id]
 
-    def tell(self, process_id: str, ending: Ending | None) -> None:
+    def tell(self, process_id: str, incarnation: int, ending: Ending | None) -> None:
         """Take note that a process has left this host; with None it has not ended."""
         if process_id not in self._waiters:
             return
-        if ending is None:
-            self.look(process_id)
-            return
         for waiter in self._waiters[process_id]:
-            if not waiter.done():
-                waiter.set_result(ending)
+            if ending is None or waiter.incarnation not in {None, incarnation}:
+                self.look(process_id)
+            elif not waiter.future.done():
+                waiter.future.set_result(ending)
 
     def look(self, process_id: str) -> None:
         """Look at a process now, and go on while anybody waits for one that is not here."""
@@ -106,7 +127,7 @@ class Watch:
         time_s = asyncio.get_running_loop().time
         polled_s = rested_s = -math.inf
         try:
-            while ids := [id for id in self._waiters if not self._is_here(id)]:
+            while ids := [id for id in self._waiters if self._looking(id)]:
                 self._hinted.clear()
                 named, self._named = self._named, set()
                 begun_s = time_s()
@@ -123,6 +144,12 @@ class Watch:
         finally:
             unsubscribe()
 
+    def _looking(self, process_id: str) -> tuple[_Waiter, ...]:
+        """Return who waits for a process that does not run here."""
+        here = self._here(process_id)
+        waiters = self._waiters.get(process_id, ())
+        return tuple(each for each in waiters if here is None or each.incarnation != here)
+
     def _hint(self, process_id: str | None) -> None:
         if process_id is None:
             self._anything = True
@@ -137,6 +164,8 @@ class Watch:
             await self._read(ids[start : start + READ_MAX])
 
     async def _read(self, ids: list[str]) -> None:
+        # What is read is news to these: to who comes meanwhile it may be older than the wait.
+        waiting = {id: self._looking(id) for id in ids}
         try:
             snapshots = await self._storage.read(ids)
         except (StorageUnavailableError, StorageUnknownError):
@@ -159,10 +188,9 @@ class Watch:
             return
         self._has_read = True
         for process_id, snapshot in zip(ids, snapshots, strict=True):
-            if snapshot is None:
-                self._fail(process_id, unknown(process_id))
-            elif snapshot.row.ending is not None:
-                self.tell(process_id, snapshot.row.ending)
+            for waiter in waiting[process_id]:
+                if not waiter.future.done():
+                    _answer(waiter, process_id, None if snapshot is None else snapshot.row)
 
     def _fail_all(self, process_ids: list[str], error: Exception) -> None:
         for process_id in process_ids:
@@ -170,8 +198,21 @@ class Watch:
 
     def _fail(self, process_id: str, error: Exception) -> None:
         for waiter in self._waiters.get(process_id, ()):
-            if not waiter.done():
-                waiter.set_exception(error)
+            if not waiter.future.done():
+                waiter.future.set_exception(error)
+
+
+def _answer(waiter: _Waiter, process_id: str, row: ProcessRow | None) -> None:
+    """Tell a waiter what was read, if that is an answer."""
+    if row is None:
+        waiter.future.set_exception(unknown(process_id))
+        return
+    if waiter.incarnation is None:
+        waiter.incarnation = row.incarnation
+    if waiter.incarnation != row.incarnation:
+        waiter.future.set_exception(gone(process_id))
+    elif row.ending is not None:
+        waiter.future.set_result(row.ending)
 
 
 def unknown(process_id: str) -> UnknownProcessError:
@@ -180,4 +221,13 @@ def unknown(process_id: str) -> UnknownProcessError:
         process_id,
         f"no process has the id {process_id!r}",
         hint="spawn it first; a purged process is gone with everything of it",
+    )
+
+
+def gone(process_id: str) -> UnknownProcessError:
+    """Return the error for a process whose id belongs to another one by now."""
+    return UnknownProcessError(
+        process_id,
+        f"process {process_id!r} was purged or replaced, and nobody here has seen its end",
+        hint="what has the id now is another process; get() returns a handle for that one",
     )

@@ -19,6 +19,7 @@ from durabletask.testing import VirtualClock, run_virtual
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 ENDED = Ending(Status.COMPLETED, Form.VALUE, b"1")
+OTHERWISE = Ending(Status.COMPLETED, Form.VALUE, b"2")
 
 
 class Shelf:
@@ -28,8 +29,9 @@ class Shelf:
         self.rows: dict[str, ProcessRow] = {}
         self.reads: list[int] = []
         self.error: Exception | None = None
+        self.slow_s = 0.0
 
-    def put(self, process_id: str, ending: Ending | None = None) -> None:
+    def put(self, process_id: str, ending: Ending | None = None, incarnation: int = 1) -> None:
         self.rows[process_id] = ProcessRow(
             process_id=process_id,
             name="f",
@@ -40,17 +42,21 @@ class Shelf:
             created_at=AT,
             updated_at=AT,
             ending=ending,
+            incarnation=incarnation,
         )
 
     async def read(self, ids: Sequence[str], *, history: bool = False) -> list[Snapshot | None]:
         self.reads.append(len(ids))
         if self.error is not None:
             raise self.error
-        return [Snapshot(self.rows[id]) if id in self.rows else None for id in ids]
+        found = [Snapshot(self.rows[id]) if id in self.rows else None for id in ids]
+        if self.slow_s:
+            await asyncio.sleep(self.slow_s)
+        return found
 
 
 def watching(shelf: Shelf, here: set[str]) -> Watch:
-    return Watch(shelf, 0.5, here.__contains__)  # type: ignore[arg-type]  # it only reads
+    return Watch(shelf, 0.5, lambda each: 1 if each in here else None)  # type: ignore[arg-type]
 
 
 def test_a_process_that_runs_here_is_told_not_read() -> None:
@@ -61,7 +67,7 @@ def test_a_process_that_runs_here_is_told_not_read() -> None:
         watch = watching(shelf, {"p"})
         waits = [asyncio.create_task(watch.wait("p")) for _ in range(3)]
         await asyncio.sleep(100)
-        watch.tell("p", ENDED)
+        watch.tell("p", 1, ENDED)
         assert await asyncio.gather(*waits) == [ENDED] * 3
         assert shelf.reads == []
 
@@ -100,11 +106,77 @@ def test_a_process_that_leaves_this_host_is_looked_for() -> None:
         wait = asyncio.create_task(watch.wait("p"))
         await asyncio.sleep(10)
         here.clear()
-        watch.tell("p", None)
+        watch.tell("p", 1, None)
         await asyncio.sleep(10)
         assert not wait.done()
         shelf.put("p", ENDED)
         assert await wait == ENDED
+
+    run_virtual(main)
+
+
+def test_a_look_that_began_before_the_wait_is_no_answer_to_it() -> None:
+    """G9: it may have seen the process that had the id before, or that there was none yet."""
+
+    async def main(clock: VirtualClock) -> None:
+        shelf = Shelf()
+        shelf.put("old", ENDED)
+        shelf.slow_s = 1.0
+        watch = watching(shelf, set())
+        ids = ("old", "none")
+        before = [asyncio.create_task(watch.wait(id)) for id in ids]
+        await asyncio.sleep(0.5)  # the look is on its way
+        for id in ids:
+            shelf.put(id, incarnation=2)
+        after = [
+            asyncio.create_task(watch.wait(id, incarnation))
+            for id in ids
+            for incarnation in (2, None)
+        ]
+        await asyncio.sleep(100)
+        assert await before[0] == ENDED
+        with pytest.raises(UnknownProcessError):
+            await before[1]
+        assert not any(each.done() for each in after)
+        for id in ids:
+            shelf.put(id, OTHERWISE, incarnation=2)
+        assert await asyncio.gather(*after) == [OTHERWISE] * 4
+
+    run_virtual(main)
+
+
+def test_who_waits_hears_that_the_id_has_another_process() -> None:
+    """G9: the one waited for has ended, and was replaced, between two looks."""
+
+    async def main(clock: VirtualClock) -> None:
+        shelf = Shelf()
+        shelf.put("p")
+        watch = watching(shelf, set())
+        wait = asyncio.create_task(watch.wait("p"))
+        await asyncio.sleep(10)
+        shelf.put("p", ENDED, incarnation=2)
+        with pytest.raises(UnknownProcessError, match="was purged or replaced"):
+            await wait
+
+    run_virtual(main)
+
+
+def test_the_end_of_an_earlier_process_is_told_to_those_who_wait_for_it() -> None:
+    """G9: and who waits for the one that has the id now goes on waiting."""
+
+    async def main(clock: VirtualClock) -> None:
+        shelf, here = Shelf(), {"p"}
+        shelf.put("p", incarnation=2)
+        watch = watching(shelf, here)
+        waits = [asyncio.create_task(watch.wait("p", incarnation)) for incarnation in (None, 1, 2)]
+        await asyncio.sleep(10)
+        here.clear()
+        watch.tell("p", 1, ENDED)
+        await asyncio.sleep(10)
+        assert [each.done() for each in waits] == [True, True, False]
+        assert waits[0].result() == waits[1].result() == ENDED
+        shelf.put("p", OTHERWISE, incarnation=2)
+        assert await waits[2] == OTHERWISE
 
     run_virtual(main)
 
@@ -216,7 +288,7 @@ def test_a_hint_at_one_process_is_a_look_at_one() -> None:
         shelf = HintingShelf()
         for n in range(1000):
             shelf.put(f"p{n}")
-        watch = Watch(shelf, 1e6, lambda process_id: False)  # type: ignore[arg-type]  # it only reads
+        watch = Watch(shelf, 1e6, lambda _: None)  # type: ignore[arg-type]  # it only reads
         waits = [asyncio.create_task(watch.wait(f"p{n}")) for n in range(999)]
         await asyncio.sleep(1)
         waits.append(asyncio.create_task(watch.wait("p999")))
@@ -238,7 +310,7 @@ def test_hints_at_anything_leave_time_for_else() -> None:
         shelf = HintingShelf()
         for n in range(1000):
             shelf.put(f"p{n}")
-        watch = Watch(shelf, 1e6, lambda process_id: False)  # type: ignore[arg-type]  # it only reads
+        watch = Watch(shelf, 1e6, lambda _: None)  # type: ignore[arg-type]  # it only reads
         waits = [asyncio.create_task(watch.wait(f"p{n}")) for n in range(1000)]
         await asyncio.sleep(1)
         shelf.reads.clear()
