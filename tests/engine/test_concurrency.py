@@ -197,3 +197,31 @@ def test_a_wrong_limit_is_refused(wrong: Any) -> None:
 
     with pytest.raises(RegistrationError, match="concurrency must be at least 1"):
         ProcessHost(MemoryStorage()).process(concurrency=wrong)(process)
+
+
+@virtual
+async def test_limits_cost_an_idle_host_no_questions(world: World) -> None:
+    """Issue 3: with ten limited names, some full, it claims as often as with none."""
+    gauge = Gauge()
+    asked: list[int] = []
+    for limit in (None, 1):
+        host = world.host(poll_s=1.0)
+
+        def register(number: int, host: ProcessHost = host, limit: int | None = limit) -> Any:
+            async def process(proc: Process) -> None:
+                await proc.do("work", gauge.work, 10_000)
+
+            return host.process(name=f"{limit} {number}", concurrency=limit)(process)
+
+        functions = [register(number) for number in range(10)]
+        async with host:
+            for number, function in enumerate(functions[:3] * 2):
+                await host.spawn(function, f"{limit} {number}")
+            await asyncio.sleep(10)
+            wire = world.wires[host]
+            wire.calls.clear()
+            await asyncio.sleep(100)
+            asked.append(wire.calls.count("claim"))
+            world.kill(host)
+    assert asked[1] <= asked[0] + 2
+    assert asked[0] <= 130
