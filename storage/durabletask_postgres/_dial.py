@@ -28,6 +28,7 @@ SECRET_MIN = 4
 """A shorter piece of a DSN is part of every other message."""
 
 _DELIMITERS = re.compile(r"[/@:?#&=]")
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _PORT = re.compile(r":\d+(?=,|$)")
 _FORM = "postgresql://user:password@host:5432/database, with / @ : ? # in a password as %2F %40 …"
 
@@ -38,6 +39,7 @@ class Dialer:
     __slots__ = (
         "_application_name",
         "_dsn",
+        "_files",
         "_place",
         "_query",
         "_secrets",
@@ -64,6 +66,7 @@ class Dialer:
         self._secrets = _secrets(dsn)
         asked = _options(dsn)
         self._place = asked.get("host") or _host(dsn)
+        self._files = {name: asked[name] for name in _FILES if name in asked}
         self._application_name = asked.get("application_name", APPLICATION_NAME)
         several = "," in asked.get("host", "") or "," in dsn.partition("?")[0]
         # Of several hosts one is the primary, and it is not always the first that answers.
@@ -95,13 +98,7 @@ class Dialer:
             told = storage_error(error, sent=False)
             if self._reveals(f"{told} {error!r}"):
                 raise _silent(told) from None
-            if isinstance(error, OSError) and self._place and not self._reveals(self._place):
-                told = StorageUnavailableError(
-                    str(told),
-                    hint=f"the DSN leads to {self._place!r}: see that Postgres runs there and "
-                    "lets this machine in",
-                )
-            raise told from error
+            raise self._explained(told, error) from error
 
     async def _connect(self, size: int) -> Line:
         connection = await asyncpg.connect(
@@ -122,6 +119,29 @@ class Dialer:
     async def _look(self, connection: "asyncpg.Connection[asyncpg.Record]") -> ServerFacts:
         async with asyncio.timeout(self._timeout_s):
             return await facts_of(connection, self._query)
+
+    def _explained(self, told: StorageError, error: Exception) -> StorageError:
+        """Return the error with what in the DSN may have led to it."""
+        if isinstance(error, asyncpg.UndefinedObjectError):
+            # What asyncpg does not know itself it hands to the server as a setting.
+            return StorageAccessError(
+                f"an option in the DSN is not known: {text_of(error)}",
+                hint="leave it out; of libpq's own options asyncpg takes those of TLS, passfile "
+                "and target_session_attrs",
+            )
+        missing = [name for name, path in self._files.items() if not os.path.exists(path)]
+        if isinstance(error, FileNotFoundError) and missing:
+            return StorageAccessError(
+                f"a file that the DSN names is not there: {' '.join(missing)}",
+                hint="correct its path, which counts from where the program was started",
+            )
+        if isinstance(error, OSError) and self._place and not self._reveals(self._place):
+            return StorageUnavailableError(
+                str(told),
+                hint=f"the DSN leads to {self._place!r}: see that Postgres runs there and lets "
+                "this machine in",
+            )
+        return told
 
     def _unusable(self, error: Exception) -> StorageAccessError:
         # A text cut at the wrong place has the password where the port should be, so what Python

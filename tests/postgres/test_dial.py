@@ -112,6 +112,23 @@ async def test_where_a_dsn_leads_is_told_if_it_is_sure(dsn: str, place: str | No
         assert f"leads to {place}" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("channel_binding=require", '"channel_binding"'),
+        ("sslmode=verify-full&sslrootcert=no/such.pem", "not there: sslrootcert"),
+    ],
+)
+async def test_an_option_that_cannot_be_is_told(options: str, told: str) -> None:
+    """Issue 3, bad input: what is wrong is the DSN, and neither the schema nor the server."""
+    with ThrowAwayPostgres(tcp=True) as server:
+        error = await failure(f"postgresql://postgres@127.0.0.1:{server.port}/postgres?{options}")
+    assert isinstance(error, StorageAccessError)
+    assert told in str(error)
+    assert "migrate" not in str(error)
+    assert error.hint
+
+
 async def test_a_wrong_password_is_an_access_error(
     guarded: ThrowAwayPostgres, caplog: pytest.LogCaptureFixture
 ) -> None:
