@@ -71,25 +71,28 @@ def _reached(facts: Facts, id: UnitId, unit: UnitFacts) -> Iterator[Violation]:
 
 def ends_are_told(facts: Facts) -> Iterator[Violation]:
     """I11: a parent hears of the end of each of its children, as it was, and of no other."""
-    children: dict[str, ProcessRow] = {
-        parent_text(each.row.parent): each.row for each in facts.final.values() if each.row.parent
-    }
+    # One a call; but a storage takes whatever parent a client names.
+    children: dict[str, list[ProcessRow]] = {}
+    for each in facts.final.values():
+        if each.row.parent:
+            children.setdefault(parent_text(each.row.parent), []).append(each.row)
     spawned = {child.parent for each in facts.spawned.values() for _, child in each}
     for process_id, snapshot in facts.final.items():
         for event in snapshot.events:
             if not event.name.startswith(CHILD_ENDED):
                 continue
             call = _call_of(snapshot.row, event)
-            child = children.get(call)
-            if child is None:
+            found = children.get(call)
+            if found is None:
                 if call not in spawned and not facts.may_be_gone:
                     what = f"event {event.event_id!r} is the end of what nobody spawned"
                     yield Violation("I11", process_id, what)
-            elif not _is_end_of(facts, child, event):
-                what = f"event {event.event_id!r} is no end of {child.process_id!r}"
+            elif not any(_is_end_of(facts, child, event) for child in found):
+                what = f"event {event.event_id!r} is no end of {found[0].process_id!r}"
                 yield Violation("I11", process_id, what)
-    for child in children.values():
-        yield from _untold(facts, child)
+    for same in children.values():
+        for child in same:
+            yield from _untold(facts, child)
 
 
 def _call_of(row: ProcessRow, event: Event) -> str:
