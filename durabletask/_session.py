@@ -113,7 +113,7 @@ class Session:
         self._overdue = Overdue(
             self._timers, self._trust.now, self._cancel, self._start_late, self._news
         )
-        self._suspects = Suspects(self._start, self._news)
+        self._suspects = Suspects(self._start_late, self._news)
         self._services = self._make_services()
         self._unsubscribe = (
             config.storage.subscribe(self._claims.hint)
@@ -308,6 +308,7 @@ class Session:
             return
         suspect = row.deaths >= SUSPECT_DEATHS
         if suspect and not self._suspects.may_start(claimed):
+            self.places.occupy(row.name)
             return
         run = Run(self._services, claimed, definition.retry or self._config.retry)
         self.runs[row.process_id] = run
@@ -326,6 +327,7 @@ class Session:
         tell_process(self._config.observers, run, Status.RUNNING, bool(claimed.checkpoints))
 
     def _start_late(self, claimed: Claimed) -> None:
+        """Start a process that was held back, with a place of its name."""
         self.places.give_back(claimed.row.name)
         self._start(claimed)
 

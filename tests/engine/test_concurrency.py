@@ -225,3 +225,35 @@ async def test_limits_cost_an_idle_host_no_questions(world: World) -> None:
             world.kill(host)
     assert asked[1] <= asked[0] + 2
     assert asked[0] <= 130
+
+
+@virtual
+async def test_suspects_take_places_too(world: World) -> None:
+    """Issue 4.3: those that three hosts have died with, while they are held back and afterwards."""
+
+    async def process(proc: Process) -> None:
+        await proc.event("go")
+
+    async def slow(proc: Process) -> None:
+        await proc.do("work", asyncio.sleep, 20)
+
+    ids = [f"p{number}" for number in range(3)]
+    for turn in range(4):
+        host = world.host(process, slow)
+        await host.start()
+        if turn == 0:
+            await host.spawn(slow, "first")
+            for process_id in ids:
+                await host.spawn(process, process_id)
+        await asyncio.sleep(1)
+        world.kill(host)
+    assert {world.row(each).deaths for each in ids} >= {3}
+    host = world.host(slow)
+    host.process(concurrency=1)(process)
+    async with host:
+        for _ in range(4):
+            await asyncio.sleep(10)  # at first "first" is the suspect that runs
+            assert [world.row(each).owner is not None for each in ids].count(True) == 1
+        for each in ids:
+            await host.raise_event(each, "go")
+        await asyncio.gather(*(host.get(each).result() for each in ids))
