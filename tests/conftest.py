@@ -1,5 +1,6 @@
-"""How many processes the tests run in, where the Makefile leaves it to pytest."""
+"""In how many processes the tests run, and how seldom each of them looks for garbage."""
 
+import gc
 import os
 
 import pytest
@@ -16,3 +17,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """
     by_name = config.option.keyword or any("::" in each for each in config.args)
     return 0 if by_name or os.environ.get(VARIABLE) else None
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector from walking through all tests and modules again and again.
+
+    It also comes less often: a run of a host makes and drops more objects than the 700 at which
+    it would. Together that is a tenth of the processor time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)

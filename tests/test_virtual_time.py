@@ -179,6 +179,40 @@ def test_leftovers_are_cancelled_and_the_loop_is_closed() -> None:
     assert loops[0].is_closed()
 
 
+def test_without_work_for_threads_none_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that calls no thread ends without one; `crash_everywhere` ends thousands."""
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def noted(thread: threading.Thread) -> None:
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", noted)
+
+    async def main(clock: VirtualClock) -> None:
+        await asyncio.sleep(DAY_S)
+
+    run_virtual(main)
+    assert started == []
+
+
+def test_a_busy_loop_hears_other_threads() -> None:
+    """What a thread hands to a loop that is never idle is done, in no virtual time."""
+
+    async def main(clock: VirtualClock) -> None:
+        told = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        teller = threading.Thread(target=lambda: loop.call_soon_threadsafe(told.set))
+        teller.start()
+        while not told.is_set():
+            await asyncio.sleep(0)
+        teller.join()
+        assert clock.monotonic_s() == 0
+
+    run_virtual(main)
+
+
 def test_the_answer_and_the_error_of_main_come_out() -> None:
     """What main returns is returned, what it raises is raised, and the start is the one given."""
 

@@ -84,8 +84,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         selector.loop = self
         self._clock_resolution = _RESOLUTION_S
         self._outstanding = 0
-        self._pool: Executor = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="virtual")
-        super().set_default_executor(self._pool)
+        self._pool: Executor | None = None
 
     @property
     def outstanding(self) -> int:
@@ -105,7 +104,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts
     ) -> asyncio.Future[T]:
         """Run `func` in a thread; virtual time stands still until it has returned."""
-        work = (executor or self._pool).submit(func, *args)
+        work = (executor or self._default()).submit(func, *args)
         self._outstanding += 1
         answer = asyncio.wrap_future(work, loop=self)
         # Added after wrap_future's own callback, so that the answer is queued before the
@@ -113,6 +112,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         # answer keeps a cancelled call counted while its thread still runs.
         work.add_done_callback(self._tell_work_done)
         return answer
+
+    def _default(self) -> Executor:
+        """Return the default executor, made at its first use: to end one takes a thread."""
+        if self._pool is None:
+            self._check_default_executor()  # type: ignore[attr-defined]
+            self._pool = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="virtual")
+            super().set_default_executor(self._pool)
+        return self._pool
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Wait for the default executor's threads, however long that really takes."""
@@ -143,16 +150,18 @@ class _JumpingSelector(selectors.DefaultSelector):
     loop: VirtualTimeLoop
 
     def select(self, timeout: float | None = None) -> "list[tuple[selectors.SelectorKey, int]]":
+        alone = len(self.get_map()) == 1  # with the loop's own pipe
         if timeout is not None and timeout <= 0:
-            return super().select(0)
+            # The pipe wakes a loop that waits; to ask it at every turn would cost a system call.
+            return [] if alone else super().select(0)
         if self.loop.outstanding:
-            return super().select(None)  # a finished thread wakes it through the loop's own pipe
+            return super().select(None)  # a finished thread wakes it through the pipe
         if ready := super().select(0):
             return ready
         if timeout is not None:
             self.loop.jump(timeout)
             return []
-        if len(self.get_map()) > 1:  # one is the loop's own pipe
+        if not alone:
             return super().select(None)
         raise RuntimeError(_deadlock(self.loop))
 
