@@ -2,11 +2,16 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import durabletask.testing
+
 TESTS = Path(__file__).parent
+SHIPPED = Path(durabletask.testing.__file__).parent
+"""The conformance suite among it; beside the tests in a checkout, and elsewhere if installed."""
 
 ROWS = {
     "S0": range(1, 15),
@@ -30,18 +35,22 @@ ALL = [f"{system}.{row:02}" for system, rows in ROWS.items() for row in rows]
 def named_rows() -> dict[str, set[str]]:
     """Return, by row, the tests whose docstring names it."""
     found: dict[str, set[str]] = {}
-    for path in [
-        *TESTS.rglob("test_*.py"),
-        *(TESTS.parent / "durabletask" / "testing").rglob("*.py"),
-    ]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            if node.name.startswith("test_"):
-                for row in re.findall(r"\bS\d\.\d\d\b", ast.get_docstring(node) or ""):
-                    place = path.relative_to(TESTS.parent).as_posix()
-                    found.setdefault(row, set()).add(f"{place}::{node.name}")
+    for folder, pattern in ((TESTS, "test_*.py"), (SHIPPED, "*.py")):
+        for path in folder.rglob(pattern):
+            place = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+            for name, docstring in docstrings_in(path):
+                for row in re.findall(r"\bS\d\.\d\d\b", docstring):
+                    found.setdefault(row, set()).add(f"{place}::{name}")
     return found
+
+
+def docstrings_in(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and docstring of each test in a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                if name.startswith("test_"):
+                    yield name, ast.get_docstring(node) or ""
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +69,11 @@ def test_rows_of_many_hosts_are_proven_on_postgres(row: str, named: dict[str, se
     """What several programs do on one database is proven on that database."""
     proven = [each for each in named.get(row, ()) if each.startswith("tests/postgres/")]
     assert proven, f"no test in tests/postgres names {row}"
+
+
+def test_the_tests_that_are_shipped_are_looked_at(named: dict[str, set[str]]) -> None:
+    """The conformance suite names rows too, wherever the package was imported from."""
+    assert any(each.startswith("testing/") for found in named.values() for each in found)
 
 
 def test_the_list_is_whole() -> None:
