@@ -12,6 +12,7 @@ from durabletask.storage import FINISHED, Page, ProcessRow, Query, Snapshot
 from durabletask_filesystem._desk import check_id
 from durabletask_filesystem._history import Library
 from durabletask_filesystem._log import DamageError, Log, Segment
+from durabletask_filesystem._offspring import BEFORE_ALL, Offspring
 from durabletask_filesystem._records import NewRecord, singles
 from durabletask_filesystem._state import Proc
 from durabletask_filesystem._table import Table, micros
@@ -50,6 +51,7 @@ class Reader:
         self._log = log
         self._table = table
         self._library = library
+        self._offspring = Offspring(self._creations, self._latest_place)
 
     def read(self, process_ids: Sequence[str], *, history: bool) -> tuple[Snapshot | None, ...]:
         """Read processes; see the seam for the rules.
@@ -102,24 +104,31 @@ class Reader:
             InvalidArgumentError: The cursor is none of this storage's.
         """
         after = _parse_cursor(query.cursor)
-        births = (
-            self._live_births(after, scan_max)
-            if query.statuses is not None
-            and not query.statuses & FINISHED
-            and len(self._table.procs) <= LIVE_FEW
-            else self._births(after)
-        )
+        if query.parent_id is not None and not self._offspring.look(scan_max):
+            return Page((), _cursor(after))
+        births = self._candidates(query, after, scan_max)
         rows: list[ProcessRow] = []
         last = after
         for seen, birth in enumerate(births):
             # One more is looked at than is needed: on the last page there is no cursor.
             if len(rows) == query.limit or seen >= scan_max:
-                return Page(tuple(rows), f"{last[0]}/{last[1]}")
+                return Page(tuple(rows), _cursor(last))
             last = birth
             row = self._match(query, birth)
             if row is not None:
                 rows.append(row)
         return Page(tuple(rows))
+
+    def _candidates(self, query: Query, after: Birth, scan_max: int) -> Iterator[Birth]:
+        """Return the births after one among which is all that a query asks for, in order."""
+        if query.parent_id is not None:
+            children = self._offspring.of(query.parent_id)
+            if children is not None:
+                return (birth for birth in children if birth > after)
+        is_live = query.statuses is not None and not query.statuses & FINISHED
+        if is_live and len(self._table.procs) <= LIVE_FEW:
+            return self._live_births(after, scan_max)
+        return self._births(after)
 
     def _match(self, query: Query, birth: Birth) -> ProcessRow | None:
         try:
@@ -146,16 +155,29 @@ class Reader:
         """Yield all births after one, in order; those of purged processes among them."""
         group: list[str] = []
         moment = after[0]
-        for segment, at, offset in self._birth_places(after[0]):
+        for at, new in self._creations(after[0]):
             if at != moment:
                 yield from _ordered(moment, group, after)
                 group, moment = [], at
+            group.append(new.id)
+        yield from _ordered(moment, group, after)
+
+    def _latest_place(self) -> tuple[int, int, int]:
+        """Return where the latest creation stands, with how many segments there are."""
+        offsets = self._table.births[1]
+        count = len(self._log.segments)
+        return (count, self._log.active.number, offsets[-1] if offsets else -1)
+
+    def _creations(self, since: int) -> Iterator[tuple[int, NewRecord]]:
+        """Yield what can be read of the creations from a moment on, with their moments."""
+        for segment, at, offset in self._birth_places(since):
             try:
                 record = self._library.read(segment, offset)
             except DamageError:
                 continue
-            group += [each.id for each in singles(record) if isinstance(each, NewRecord)]
-        yield from _ordered(moment, group, after)
+            for each in singles(record):
+                if isinstance(each, NewRecord):
+                    yield at, each
 
     def _birth_places(self, since: int) -> Iterator[tuple[Segment, int, int]]:
         for segment in self._log.segments[:-1]:
@@ -194,9 +216,13 @@ def _within(moment: datetime, since: datetime | None, until: datetime | None) ->
     return (since is None or moment >= since) and (until is None or moment < until)
 
 
+def _cursor(birth: Birth) -> str:
+    return f"{birth[0]}/{birth[1]}"
+
+
 def _parse_cursor(cursor: str | None) -> Birth:
     if cursor is None:
-        return -(1 << 62), ""
+        return BEFORE_ALL, ""
     text, slash, process_id = cursor.partition("/")
     try:
         moment = int(text)
