@@ -26,6 +26,7 @@ from durabletask._errors import (
     ProcessInterrupted,
     ProgramError,
     StorageError,
+    about,
 )
 from durabletask._lifecycle import Lifecycle, Phase
 from durabletask._model import DONE, NO_INDEX, Checkpoint, Claimed, Form, Kind, Status, UnitOutcome
@@ -118,9 +119,7 @@ class Run(Lifecycle):
             error = self.services.failures.decode(held.payload)
             mark(error, held)
         except DecodeError as problem:
-            raise self.quarantine(
-                DecodeError(f"key {held.key!r}: {problem}", hint=problem.hint)
-            ) from problem
+            raise self.quarantine(about(f"key {held.key!r}", problem)) from problem
         raise error
 
     async def recall(self, held: Checkpoint) -> None:
@@ -157,7 +156,8 @@ class Run(Lifecycle):
             NonDeterminismError(
                 f"key {held.key!r} was cancelled in an earlier run, {after_s:.3f} s after that "
                 f"began; now nothing has cancelled it for {RELIVE_GRACE_S:.0f} s longer",
-                hint="bring back the timeout or the failing sibling, or give the call a new key",
+                hint="bring back the timeout or the failing sibling, give the call a new key, or "
+                f"put aside what was cancelled: retry(from_key={held.key!r})",
             )
         )
 

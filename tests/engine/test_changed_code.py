@@ -62,7 +62,8 @@ def test_code_that_asks_for_something_else_is_quarantined(
         process = watched(body, seen)
         await world.begin_and_die(process)
         new = True
-        await quarantined(world, process, match)
+        told = (await quarantined(world, process, match)).split("hint: ")[1:]
+        assert len(set(told)) == len(told), "each hint is said once"
         assert seen == []
         assert "compensation" not in {key for _, key, _ in world.keys("p")}
 
