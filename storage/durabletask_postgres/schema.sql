@@ -702,12 +702,23 @@ begin
 end
 $$;
 
+-- Forget a fenced host that holds nothing any more.
+create function durabletask.dismiss(host_no bigint) returns void
+language sql volatile as $$
+    delete from durabletask.lease l where l.host_no = dismiss.host_no;
+    delete from durabletask.claim_mark m where m.host_no = dismiss.host_no;
+$$;
+
 -- Take up to `count_max` processes, or all, from a fenced host, of those that can be locked; return
 -- how many, and whether none is left. What cannot be read stays behind and does not count: else
 -- every claim of everybody would meet it.
+--
+-- Of the names in `keep`, what a host may run is only locked and returned: the caller takes it, and
+-- one change of its row is enough.
 create function durabletask.let_go(
-    host_no bigint, died boolean, now_at timestamptz, count_max integer default null,
-    out count integer, out is_done boolean
+    host_no bigint, died boolean, now_at timestamptz,
+    count_max integer default null, keep text[] default '{}',
+    out count integer, out kept bigint[], out is_done boolean
 )
 language plpgsql volatile
 set plan_cache_mode = 'force_generic_plan'
@@ -718,23 +729,28 @@ declare
     v_nos bigint[];
 begin
     begin
-        v_nos := array(
-            select p.process_no from durabletask.process p
+        select coalesce(array_agg(q.process_no) filter (where not q.is_kept), '{}'),
+            coalesce(array_agg(q.process_no) filter (where q.is_kept), '{}')
+        into v_nos, kept
+        from (
+            select p.process_no,
+                p.name = any (keep) and durabletask.is_claimable(p.status) as is_kept
+            from durabletask.process p
             where p.owner_no = let_go.host_no
             limit count_max
             for update skip locked
-        );
-        count := cardinality(v_nos);
+        ) q;
+        count := cardinality(v_nos) + cardinality(kept);
         perform durabletask.let_go_of(v_nos, died, true, now_at);
         is_done := not exists (
             select from durabletask.process p where p.owner_no = let_go.host_no);
     exception when internal_error or system_error then
         count := 0;
+        kept := '{}';
         is_done := durabletask.let_go_readable(host_no, died, now_at);
     end;
     if is_done then
-        delete from durabletask.lease l where l.host_no = let_go.host_no;
-        delete from durabletask.claim_mark m where m.host_no = let_go.host_no;
+        perform durabletask.dismiss(host_no);
     end if;
 end
 $$;
@@ -764,12 +780,14 @@ $$;
 -- Fence the hosts whose lease has ended, and with `by_witness` those whose session is gone; return
 -- whether there was one.
 --
--- Their processes are let go in parts, one a call: the first are run while the next are let go.
--- With `more` there is another part. `look_at` is when a session that is gone, it seems, may be
+-- Their processes are let go in parts of `count_max`, one a call: the first are run while the next
+-- are let go. With `more` there is another part. What is `kept` of them, the caller must take from
+-- those `hosts`. `look_at` is when a session that is gone, it seems, may be
 -- taken for one that has died.
 create function durabletask.fence_the_dead(
-    me bigint, by_witness boolean,
-    out fenced boolean, out more boolean, out look_at timestamptz
+    me bigint, by_witness boolean, count_max integer, keep text[],
+    out fenced boolean, out more boolean, out kept bigint[], out died boolean[],
+    out hosts bigint[], out look_at timestamptz
 )
 language plpgsql volatile as $$
 declare
@@ -782,12 +800,15 @@ declare
             select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a)
     );
     v_gone bigint[] := '{}';
-    v_left integer := 2000;
+    v_left integer := count_max;
     v_other record;
     v_part record;
 begin
     fenced := false;
     more := false;
+    kept := '{}';
+    died := '{}';
+    hosts := '{}';
     if by_witness or v_grace > '0' then
         -- Whose lock was held is read before who holds one.
         v_gone := array(
@@ -825,7 +846,13 @@ begin
                 raise warning 'host number % cannot be fenced: %', v_other.host_no, sqlerrm;
                 continue;
         end;
-        v_part := durabletask.let_go(v_other.host_no, v_other.died, durabletask.clock(), v_left);
+        v_part := durabletask.let_go(
+            v_other.host_no, v_other.died, durabletask.clock(), v_left, keep);
+        if cardinality(v_part.kept) > 0 then
+            kept := kept || v_part.kept;
+            died := died || array_fill(v_other.died, array[cardinality(v_part.kept)]);
+            hosts := hosts || v_other.host_no;
+        end if;
         fenced := true;
         if not v_part.is_done then
             -- For the next call there is no witness to look for.
@@ -1492,9 +1519,11 @@ insert into durabletask.migration (version, name, applied_at) values (4, 'commit
 
 -- Claims: take what may run, with its history, and tell what is new for what is held.
 
--- Make processes, whose rows the caller holds, those of a host; return their epochs.
-create function durabletask.take(process_nos bigint[], host_no bigint, now_at timestamptz)
-returns integer[]
+-- Make processes, whose rows the caller holds, those of a host; return their epochs. Of those that a
+-- fenced host had yet, the first ones, `died` says if that host died: see `let_go_of`.
+create function durabletask.take(
+    process_nos bigint[], died boolean[], host_no bigint, now_at timestamptz
+) returns integer[]
 language plpgsql volatile as $$
 #variable_conflict use_column
 declare
@@ -1509,8 +1538,17 @@ begin
             news = false,
             claimable_at = null,
             started_at = coalesce(p.started_at, now_at),
-            updated_at = now_at
-        from unnest(process_nos) with ordinality as n (process_no, place)
+            updated_at = now_at,
+            deaths = case
+                when n.died is null then p.deaths
+                when p.seq > 0 or exists (
+                    select from durabletask.checkpoint c
+                    where c.process_no = p.process_no and c.epoch = p.epoch
+                ) then 0
+                when n.died then p.deaths + 1
+                else p.deaths
+            end
+        from unnest(process_nos, died) with ordinality as n (process_no, died, place)
         where p.process_no = n.process_no
         returning p.epoch, n.place
     )
@@ -1589,8 +1627,10 @@ declare
     v_news bigint[];
     v_shares integer[];
     v_left text[];
-    v_repeated boolean := false;
+    v_repeated boolean;
+    v_keep text[] := '{}';
     v_dead record;
+    v_room integer;
     v_moved boolean := false;
     v_noted boolean := false;
     v_bad_nos bigint[] := '{}';
@@ -1603,16 +1643,22 @@ begin
     -- One claim of a host at a time: a copy of one whose answer was lost may still be on its way.
     perform pg_advisory_xact_lock(
         'durabletask.claim_mark'::regclass::oid::integer, v_host_no::integer);
-    v_dead := durabletask.fence_the_dead(v_host_no, by_witness);
-    now_at := durabletask.clock();
-
     select m.* into v_mark from durabletask.claim_mark m
     where m.host_no = v_host_no and m.claim_id = claim.claim_id;
-    if found then
+    v_repeated := found;
+    if count_max > 0 and not v_repeated and not careful then
+        v_keep := array(
+            select n.name from unnest(names, rooms) as n (name, room) where n.room is null);
+    end if;
+    v_dead := durabletask.fence_the_dead(
+        v_host_no, by_witness, case when count_max > 0 then count_max else 1000 end, v_keep);
+    v_room := count_max - cardinality(v_dead.kept);
+    now_at := durabletask.clock();
+
+    if v_repeated then
         v_nos := v_mark.taken;
         v_epochs := v_mark.epochs;
         v_news := v_mark.news;
-        v_repeated := true;
     elsif careful then
         v_moved := true;
         perform durabletask.move_readable_letters(now_at);
@@ -1657,15 +1703,15 @@ begin
                     select p.claimable_at from durabletask.process p
                     where p.name = n.name and p.claimable_at <= claim.now_at
                     order by p.claimable_at, p.process_no
-                    limit least(count_max, n.room)
+                    limit least(v_room, n.room)
                 ) c
                 order by c.claimable_at
-                limit count_max
+                limit v_room
             ) e on e.place = n.place
             group by n.place
             order by n.place
         );
-        v_nos := array(
+        v_nos := v_dead.kept || array(
             select c.process_no
             from unnest(names, v_shares) as n (name, share)
             cross join lateral (
@@ -1677,7 +1723,10 @@ begin
             ) c
             order by c.claimable_at, c.process_no
         );
-        v_epochs := durabletask.take(v_nos, v_host_no, claim.now_at);
+        v_epochs := durabletask.take(v_nos, v_dead.died, v_host_no, claim.now_at);
+        perform durabletask.dismiss(h.host_no)
+        from unnest(v_dead.hosts) as h (host_no)
+        where not exists (select from durabletask.process p where p.owner_no = h.host_no);
     end if;
     if not v_repeated and (cardinality(v_nos) > 0 or cardinality(v_news) > 0 or is_repeat) then
         insert into durabletask.claim_mark (host_no, claim_id, taken, epochs, news)

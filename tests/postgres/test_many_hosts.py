@@ -160,7 +160,10 @@ async def test_what_is_locked_at_a_takeover_follows_later(schemas: Schemas) -> N
 
 
 async def test_what_a_dead_host_had_is_let_go_in_parts(schemas: Schemas) -> None:
-    """G11: the first are run while the next are let go, and without a pause until none is left."""
+    """G11: the first are run while the next are let go, and without a pause until none is left.
+
+    What the claim may run it takes itself; the rest waits for whoever may.
+    """
     ids = [f"p{number}" for number in range(2_500)]
     with schemas.new() as schema:
         async with new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as other:
@@ -170,11 +173,16 @@ async def test_what_a_dead_host_had_is_let_go_in_parts(schemas: Schemas) -> None
                 for start in range(0, len(ids), 500):
                     await dying.add(*ids[start : start + 500], lease=old)
             assert await until_taken_by(other, lease, 10) == 10
-            assert await owners(schemas, schema) == {"other": 10, "dying": 500, None: 1_990}
+            assert await owners(schemas, schema) == {"other": 10, "dying": 2_490}
+            assert (await other.claim(lease, names=("unknown",), count_max=300)).more
+            assert await owners(schemas, schema) == {"other": 10, "dying": 2_190, None: 300}
+            assert (await other.claim(lease, count_max=0)).more
+            assert await owners(schemas, schema) == {"other": 10, "dying": 1_190, None: 1_300}
             taken, more = 10, True
             while more:
                 claims = await other.claim(lease, count_max=1_000)
                 assert claims.claimed, "there is a pause before the next part"
+                assert {each.row.deaths for each in claims.claimed} == {1}
                 taken, more = taken + len(claims.claimed), claims.more
             assert taken == len(ids)
             assert await owners(schemas, schema) == {"other": len(ids)}

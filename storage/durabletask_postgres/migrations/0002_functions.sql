@@ -532,12 +532,23 @@ begin
 end
 $$;
 
+-- Forget a fenced host that holds nothing any more.
+create function durabletask.dismiss(host_no bigint) returns void
+language sql volatile as $$
+    delete from durabletask.lease l where l.host_no = dismiss.host_no;
+    delete from durabletask.claim_mark m where m.host_no = dismiss.host_no;
+$$;
+
 -- Take up to `count_max` processes, or all, from a fenced host, of those that can be locked; return
 -- how many, and whether none is left. What cannot be read stays behind and does not count: else
 -- every claim of everybody would meet it.
+--
+-- Of the names in `keep`, what a host may run is only locked and returned: the caller takes it, and
+-- one change of its row is enough.
 create function durabletask.let_go(
-    host_no bigint, died boolean, now_at timestamptz, count_max integer default null,
-    out count integer, out is_done boolean
+    host_no bigint, died boolean, now_at timestamptz,
+    count_max integer default null, keep text[] default '{}',
+    out count integer, out kept bigint[], out is_done boolean
 )
 language plpgsql volatile
 set plan_cache_mode = 'force_generic_plan'
@@ -548,23 +559,28 @@ declare
     v_nos bigint[];
 begin
     begin
-        v_nos := array(
-            select p.process_no from durabletask.process p
+        select coalesce(array_agg(q.process_no) filter (where not q.is_kept), '{}'),
+            coalesce(array_agg(q.process_no) filter (where q.is_kept), '{}')
+        into v_nos, kept
+        from (
+            select p.process_no,
+                p.name = any (keep) and durabletask.is_claimable(p.status) as is_kept
+            from durabletask.process p
             where p.owner_no = let_go.host_no
             limit count_max
             for update skip locked
-        );
-        count := cardinality(v_nos);
+        ) q;
+        count := cardinality(v_nos) + cardinality(kept);
         perform durabletask.let_go_of(v_nos, died, true, now_at);
         is_done := not exists (
             select from durabletask.process p where p.owner_no = let_go.host_no);
     exception when internal_error or system_error then
         count := 0;
+        kept := '{}';
         is_done := durabletask.let_go_readable(host_no, died, now_at);
     end;
     if is_done then
-        delete from durabletask.lease l where l.host_no = let_go.host_no;
-        delete from durabletask.claim_mark m where m.host_no = let_go.host_no;
+        perform durabletask.dismiss(host_no);
     end if;
 end
 $$;
@@ -594,12 +610,14 @@ $$;
 -- Fence the hosts whose lease has ended, and with `by_witness` those whose session is gone; return
 -- whether there was one.
 --
--- Their processes are let go in parts, one a call: the first are run while the next are let go.
--- With `more` there is another part. `look_at` is when a session that is gone, it seems, may be
+-- Their processes are let go in parts of `count_max`, one a call: the first are run while the next
+-- are let go. With `more` there is another part. What is `kept` of them, the caller must take from
+-- those `hosts`. `look_at` is when a session that is gone, it seems, may be
 -- taken for one that has died.
 create function durabletask.fence_the_dead(
-    me bigint, by_witness boolean,
-    out fenced boolean, out more boolean, out look_at timestamptz
+    me bigint, by_witness boolean, count_max integer, keep text[],
+    out fenced boolean, out more boolean, out kept bigint[], out died boolean[],
+    out hosts bigint[], out look_at timestamptz
 )
 language plpgsql volatile as $$
 declare
@@ -612,12 +630,15 @@ declare
             select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a)
     );
     v_gone bigint[] := '{}';
-    v_left integer := 2000;
+    v_left integer := count_max;
     v_other record;
     v_part record;
 begin
     fenced := false;
     more := false;
+    kept := '{}';
+    died := '{}';
+    hosts := '{}';
     if by_witness or v_grace > '0' then
         -- Whose lock was held is read before who holds one.
         v_gone := array(
@@ -655,7 +676,13 @@ begin
                 raise warning 'host number % cannot be fenced: %', v_other.host_no, sqlerrm;
                 continue;
         end;
-        v_part := durabletask.let_go(v_other.host_no, v_other.died, durabletask.clock(), v_left);
+        v_part := durabletask.let_go(
+            v_other.host_no, v_other.died, durabletask.clock(), v_left, keep);
+        if cardinality(v_part.kept) > 0 then
+            kept := kept || v_part.kept;
+            died := died || array_fill(v_other.died, array[cardinality(v_part.kept)]);
+            hosts := hosts || v_other.host_no;
+        end if;
         fenced := true;
         if not v_part.is_done then
             -- For the next call there is no witness to look for.

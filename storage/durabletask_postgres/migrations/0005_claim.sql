@@ -1,8 +1,10 @@
 -- Claims: take what may run, with its history, and tell what is new for what is held.
 
--- Make processes, whose rows the caller holds, those of a host; return their epochs.
-create function durabletask.take(process_nos bigint[], host_no bigint, now_at timestamptz)
-returns integer[]
+-- Make processes, whose rows the caller holds, those of a host; return their epochs. Of those that a
+-- fenced host had yet, the first ones, `died` says if that host died: see `let_go_of`.
+create function durabletask.take(
+    process_nos bigint[], died boolean[], host_no bigint, now_at timestamptz
+) returns integer[]
 language plpgsql volatile as $$
 #variable_conflict use_column
 declare
@@ -17,8 +19,17 @@ begin
             news = false,
             claimable_at = null,
             started_at = coalesce(p.started_at, now_at),
-            updated_at = now_at
-        from unnest(process_nos) with ordinality as n (process_no, place)
+            updated_at = now_at,
+            deaths = case
+                when n.died is null then p.deaths
+                when p.seq > 0 or exists (
+                    select from durabletask.checkpoint c
+                    where c.process_no = p.process_no and c.epoch = p.epoch
+                ) then 0
+                when n.died then p.deaths + 1
+                else p.deaths
+            end
+        from unnest(process_nos, died) with ordinality as n (process_no, died, place)
         where p.process_no = n.process_no
         returning p.epoch, n.place
     )
@@ -97,8 +108,10 @@ declare
     v_news bigint[];
     v_shares integer[];
     v_left text[];
-    v_repeated boolean := false;
+    v_repeated boolean;
+    v_keep text[] := '{}';
     v_dead record;
+    v_room integer;
     v_moved boolean := false;
     v_noted boolean := false;
     v_bad_nos bigint[] := '{}';
@@ -111,16 +124,22 @@ begin
     -- One claim of a host at a time: a copy of one whose answer was lost may still be on its way.
     perform pg_advisory_xact_lock(
         'durabletask.claim_mark'::regclass::oid::integer, v_host_no::integer);
-    v_dead := durabletask.fence_the_dead(v_host_no, by_witness);
-    now_at := durabletask.clock();
-
     select m.* into v_mark from durabletask.claim_mark m
     where m.host_no = v_host_no and m.claim_id = claim.claim_id;
-    if found then
+    v_repeated := found;
+    if count_max > 0 and not v_repeated and not careful then
+        v_keep := array(
+            select n.name from unnest(names, rooms) as n (name, room) where n.room is null);
+    end if;
+    v_dead := durabletask.fence_the_dead(
+        v_host_no, by_witness, case when count_max > 0 then count_max else 1000 end, v_keep);
+    v_room := count_max - cardinality(v_dead.kept);
+    now_at := durabletask.clock();
+
+    if v_repeated then
         v_nos := v_mark.taken;
         v_epochs := v_mark.epochs;
         v_news := v_mark.news;
-        v_repeated := true;
     elsif careful then
         v_moved := true;
         perform durabletask.move_readable_letters(now_at);
@@ -165,15 +184,15 @@ begin
                     select p.claimable_at from durabletask.process p
                     where p.name = n.name and p.claimable_at <= claim.now_at
                     order by p.claimable_at, p.process_no
-                    limit least(count_max, n.room)
+                    limit least(v_room, n.room)
                 ) c
                 order by c.claimable_at
-                limit count_max
+                limit v_room
             ) e on e.place = n.place
             group by n.place
             order by n.place
         );
-        v_nos := array(
+        v_nos := v_dead.kept || array(
             select c.process_no
             from unnest(names, v_shares) as n (name, share)
             cross join lateral (
@@ -185,7 +204,10 @@ begin
             ) c
             order by c.claimable_at, c.process_no
         );
-        v_epochs := durabletask.take(v_nos, v_host_no, claim.now_at);
+        v_epochs := durabletask.take(v_nos, v_dead.died, v_host_no, claim.now_at);
+        perform durabletask.dismiss(h.host_no)
+        from unnest(v_dead.hosts) as h (host_no)
+        where not exists (select from durabletask.process p where p.owner_no = h.host_no);
     end if;
     if not v_repeated and (cardinality(v_nos) > 0 or cardinality(v_news) > 0 or is_repeat) then
         insert into durabletask.claim_mark (host_no, claim_id, taken, epochs, news)
