@@ -123,7 +123,7 @@ async def call(run: Run, key: str, birth: Birth) -> Any:
                 await run.meet_asked(Kind.CALL, key)
         held = await _await_end(run, key, NO_INDEX, birth.process_id, noted=True)
     else:
-        await run.recall(held)
+        await _recall_end(run, held)
     return outcome(run, held, birth.shape)
 
 
@@ -144,7 +144,7 @@ async def result(run: Run, key: str, child_id: str, shape: Shape) -> Any:
         noted = _noted(run, key, RESULT)
         held = await _await_end(run, key, RESULT, child_id, noted=noted is not None)
     else:
-        await run.recall(held)
+        await _recall_end(run, held)
     return outcome(run, held, shape)
 
 
@@ -284,6 +284,15 @@ async def _await_end(run: Run, key: str, index: int, child_id: str, *, noted: bo
     assert event is not None  # nothing is due
     checkpoint = Checkpoint(Kind.CALL, key, index, Form.VALUE, end_note(event, child_id))
     return await run.record(checkpoint, consumes=(event.position,))
+
+
+async def _recall_end(run: Run, held: Checkpoint) -> None:
+    if held.form is Form.VALUE:
+        note = _waits.decode_note(run, held, CallNote)
+        if note.status is not Status.COMPLETED and await run.take_turn(held):
+            run.journal.take(Kind.OVERTAKEN, held.key, held.index)
+            return
+    await run.recall(held)
 
 
 async def _reach(

@@ -150,6 +150,10 @@ class Journal:
             return None
         return self.notes.pop((kind, key, index), None)
 
+    def was_asked(self, held: Checkpoint) -> bool:
+        """Return whether this run has asked for what is recorded."""
+        return self.slots.get(_slot(held.key, held.index)) is None
+
     def never_asked(self) -> Iterator[Checkpoint]:
         """Yield the recorded calls that this run has not asked for."""
         return (held for held in self.slots.values() if held is not None)

@@ -26,6 +26,7 @@ from durabletask._errors import ProcessInterrupted
 from durabletask._model import Checkpoint, Form, Kind
 from durabletask._retry import RetryPolicy
 from durabletask._run import Run
+from durabletask._turns import moment
 
 CONCURRENCY = 1_000
 """Items in flight unless it is said: as many as one commit takes without being slower for it."""
@@ -77,6 +78,8 @@ class Map:
         """The items to run."""
         self._unbegun: list[int] = []
         """Those that were stopped before they began."""
+        self._last: Checkpoint | None = None
+        """The latest record that is recalled, if nothing is left to run."""
         self._begun = 0
         """Every item below had begun, in this run or an earlier one."""
 
@@ -136,6 +139,8 @@ class Map:
                 continue
             held = run.ask(Kind.DO, key, index)
             assert held is not None
+            if not self._left:
+                self._last = max(self._last or held, held, key=moment)
             if held.form is Form.CANCELLED or (Kind.OVERTAKEN, key, index) in notes:
                 relived.append(held)
             else:
@@ -270,5 +275,7 @@ class Map:
             # All outcomes were there first.
             await run.overtake(self._key, 0)
         if self._failures:
+            if self._last is not None:
+                await run.take_turn(self._last)
             raise self._failures[min(self._failures)]
         return self._results

@@ -120,10 +120,12 @@ class TimeoutNote(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         cancelled: Where its time was over and something around it cancelled too.
+        due_at: When its time was over, or would have been; None in older records.
     """
 
     expired: bool
     cancelled: CancelNote | None = None
+    due_at: datetime | None = None
 
 
 class EventNote(msgspec.Struct, frozen=True, array_like=True):

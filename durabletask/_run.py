@@ -33,6 +33,7 @@ from durabletask._model import DONE, NO_INDEX, Checkpoint, Claimed, Form, Kind, 
 from durabletask._outside import CancelMet, Meeting, Outside
 from durabletask._retry import RetryPolicy
 from durabletask._services import Services
+from durabletask._turns import Turns
 
 _log = logging.getLogger("durabletask")
 
@@ -43,11 +44,12 @@ RELIVE_GRACE_S = 60.0
 class Run(Lifecycle):
     """One process in memory, in one epoch, with what its durable calls record and recall."""
 
-    __slots__ = ("_overtaken", "deadlines", "reports")
+    __slots__ = ("_overtaken", "_turns", "deadlines", "reports")
 
     def __init__(self, services: Services, claimed: Claimed, retry: RetryPolicy | None) -> None:
         super().__init__(services, claimed, retry)
         self._overtaken: dict[asyncio.Task[Any], int] | None = None
+        self._turns: Turns | None = None
         self.deadlines = 0
         """Durable timeouts in which the next new call must be looked at before it begins."""
         self.reports = 0
@@ -128,8 +130,11 @@ class Run(Lifecycle):
         A timeout begins anew with each run, and what lies before the call takes
         no time now. So the cancellation may come as late after the call as it
         came after the beginning of the earlier run, and not later: then the
-        code has changed.
+        code has changed. An error waits for its turn.
         """
+        if held.form is Form.ERROR and await self.take_turn(held):
+            self.journal.take(Kind.OVERTAKEN, held.key, held.index)
+            return
         note = held
         if held.form is not Form.CANCELLED:
             overtaken = self.journal.take(Kind.OVERTAKEN, held.key, held.index)
@@ -139,7 +144,13 @@ class Run(Lifecycle):
         noted = msgspec.json.decode(note.payload, type=_notes.CancelNote)
         after_s = noted.after_s
         if noted.by:
-            fire_again(self, noted.by)
+            if not await self._let_earlier_come(note):
+                fire_again(self, noted.by)
+            elif held.form is Form.CANCELLED:
+                raise asyncio.CancelledError  # something else was first, and has come again
+            else:
+                self._note_overtaken()
+                return
         if held.form is Form.CANCELLED and self._was_cancelled_in_vain():
             raise asyncio.CancelledError
         due_at = self.services.now() + timedelta(seconds=after_s + RELIVE_GRACE_S)
@@ -161,6 +172,28 @@ class Run(Lifecycle):
             )
         )
 
+    async def take_turn(self, held: Checkpoint) -> bool:
+        """Let what was recorded before an error come first; say whether that overtook a cancel."""
+        cancelled = await self._let_earlier_come(held)
+        if cancelled:
+            self._note_overtaken()
+        return cancelled
+
+    async def _let_earlier_come(self, held: Checkpoint) -> bool:
+        """Wait for the turn of a record; return whether user code has cancelled that wait."""
+        self._turns = turns = self._turns or Turns(self.journal, self.services.loop)
+        main = self.task if self.undos is None else self.undos.function or self.task
+        if turns.is_next(held) and (asyncio.current_task() is main or not held.epoch):
+            return False  # one thing after the other
+        try:
+            await turns.come(held)
+        except asyncio.CancelledError:
+            self.check_interrupted()
+            if self.compensating:
+                raise
+            return True
+        return False
+
     # --- recording ---------------------------------------------------------------------------
 
     async def record(
@@ -175,12 +208,19 @@ class Run(Lifecycle):
             ProcessInterrupted: The run unwinds; what user code made of its
                 interrupt, a value or an error, is not to be recorded.
         """
+        overtaken = False
+        if checkpoint.form is Form.ERROR and self.journal.unasked and not self.compensating:
+            # What is recorded was there first, however soon this has failed now.
+            overtaken = await self.take_turn(checkpoint)
         self.check_interrupted()
         answer = self.submit((checkpoint,), consumes, **more)
         try:
             outcome = await answer
         except (asyncio.CancelledError, StorageError):
             outcome = await self.outlast(answer, checkpoint)
+        else:
+            if overtaken:
+                await self.overtake(checkpoint.key, checkpoint.index)
         return checkpoint if outcome is DONE else self.held(outcome, checkpoint)
 
     async def outlast(

@@ -24,8 +24,8 @@ class DurableTimeout:
     """What `Process.timeout` returns: for one `async with`."""
 
     __slots__ = (
-        "_around", "_deadline", "_held", "_is_fresh", "_key", "_limit", "_requests", "_run",
-        "_timer",
+        "_around", "_deadline", "_due_at", "_held", "_is_fresh", "_key", "_limit", "_requests",
+        "_run", "_timer",
     )  # fmt: skip
 
     def __init__(self, run: Run, key: str, limit: timedelta) -> None:
@@ -38,11 +38,12 @@ class DurableTimeout:
         self._around: tuple[Deadline, ...] = ()
         self._deadline: Deadline | None = None
         self._timer: asyncio.Future[None] | None = None
+        self._due_at: datetime | None = None
 
     @property
     def due_at(self) -> datetime | None:
         """When the time is over, fixed by the first run; None before it is entered."""
-        return None if self._deadline is None else self._deadline.due_at
+        return self._due_at
 
     def expired(self) -> bool:
         """Return whether the time was over and what ran in it was cancelled."""
@@ -58,11 +59,13 @@ class DurableTimeout:
             await run.recall(held)
             run.unseal(held, run.services.any_shape)
         elif held is not None:
-            over = _waits.decode_note(run, held, TimeoutNote).expired
+            note = _waits.decode_note(run, held, TimeoutNote)
+            over, self._due_at = note.expired, note.due_at
         task = asyncio.current_task()
         if task is None:
             raise WrongContextError(f"timeout {key!r} was entered outside a task")
         due_at = self._begin()
+        self._due_at = self._due_at or due_at
         self._requests = task.cancelling()
         self._deadline = Deadline(run, key, due_at, task)
         self._deadline.is_recorded_over = over
@@ -98,7 +101,8 @@ class DurableTimeout:
             is_over = left <= self._requests and kind is asyncio.CancelledError
         if self._held is None:
             both = deadline.has_fired and not is_over and kind is asyncio.CancelledError
-            payload = encode(TimeoutNote(is_over, run.cancel_note() if both else None))
+            cancelled = run.cancel_note() if both else None
+            payload = encode(TimeoutNote(is_over, cancelled, self._due_at))
             held = await run.record(
                 Checkpoint(Kind.TIMEOUT, self._key, NO_INDEX, Form.VALUE, payload)
             )
@@ -111,7 +115,8 @@ class DurableTimeout:
             around = encode(note.cancelled)
             await run.recall(Checkpoint(Kind.TIMEOUT, self._key, NO_INDEX, Form.CANCELLED, around))
         if is_over or (note.expired and kind is None):
-            over = TimeoutError(f"timeout {self._key!r} was over at {deadline.due_at}")
+            await run.take_turn(held)
+            over = TimeoutError(f"timeout {self._key!r} was over at {self._due_at}")
             raise mark(over, held) from error
 
     def _begin(self) -> datetime:
