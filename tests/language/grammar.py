@@ -11,7 +11,11 @@ program out, and each rule says why. What is left has one outcome:
   `SLACK_S` later than all else can last. A deadline that passes in a downtime cancels
   what was not recorded. The same for a task group that ends by a failing sibling.
 - What is in such a durable timeout does not sleep by asyncio's means: a resumed run would sleep
-  again, and a deadline that has passed waits half a minute for it and not longer.
+  again, and a deadline that has passed waits half a minute for it and not longer. Nor does what is
+  in such a group: its end waits for what is recalled, and not for a sleep.
+- No such durable deadline comes behind a timeout of asyncio's that ends by its time, in one line of
+  execution: that one begins anew with each run, and the deadline does not wait for it. In front of
+  it, in it and beside it there may be one.
 - A map with an item that fails runs one item at a time: which others have begun by then
   is a matter of moments.
 - No step with `at_most_once`: that one tells of a death is its purpose.
@@ -315,10 +319,41 @@ def limit_s(node: Group | Timeout) -> float:
 
 def is_recalled_at_once(body: Body) -> bool:
     """Return whether a resumed run comes through the body, once recorded, without any sleep."""
-    return not any(
-        isinstance(node, Nap) or (isinstance(node, Timeout) and node.never and not node.durable)
-        for _, node in nodes("", body)
+    return not any(isinstance(node, Nap) or _begins_anew(node) for _, node in nodes("", body))
+
+
+def keeps_its_deadlines(body: Body) -> bool:
+    """Return whether no durable deadline is behind a timeout that begins anew with each run."""
+    begins_anew = False
+    for node in body:
+        within = [each for _, each in nodes("", (node,))]
+        if begins_anew and any(_is_deadline(each) for each in within):
+            return False
+        if not all(map(keeps_its_deadlines, _lines(node))):
+            return False
+        begins_anew = begins_anew or any(_begins_anew(each) for each in within)
+    return True
+
+
+def _is_deadline(node: Node) -> bool:
+    return isinstance(node, Group) or (
+        isinstance(node, Timeout) and node.durable and bool(node.never)
     )
+
+
+def _begins_anew(node: Node) -> bool:
+    return isinstance(node, Timeout) and not node.durable and bool(node.never)
+
+
+def _lines(node: Node) -> Iterator[Body]:
+    """Yield what is done in a node, one thing after the other."""
+    match node:
+        case Try(body, handler):
+            yield (*body, *handler)
+        case Loop(count, body):
+            yield body * count
+        case _:
+            yield from (body for _, body in inner("", node))
 
 
 # --- strategies -------------------------------------------------------------------------------
@@ -400,7 +435,8 @@ def bodies(depth: int, *, root: bool, undos: bool) -> st.SearchStrategy[Body]:
     parts = _leaves(root=root, undos=undos)
     if depth:
         body = bodies(depth - 1, root=root, undos=undos)
-        several = st.lists(body, min_size=1, max_size=3).map(tuple)
+        at_once = body.map(_at_once)
+        several = _several(body)
         child = st.builds(
             Child, programs_of(depth - 1), st.sampled_from(("call", "join", "talk", "leave"))
         )
@@ -408,10 +444,10 @@ def bodies(depth: int, *, root: bool, undos: bool) -> st.SearchStrategy[Body]:
         parts += [
             st.builds(Gather, several),
             st.builds(Gather, several),
-            st.builds(Group, several, _nevers),
+            st.builds(Group, _several(at_once), _nevers),
             st.builds(Timeout, body, st.just(""), durable),
             st.builds(Timeout, body, _nevers, st.just(False)),
-            st.builds(Timeout, body.filter(is_recalled_at_once), _nevers, st.just(True)),
+            st.builds(Timeout, at_once, _nevers, st.just(True)),
             st.builds(Try, body, body),
             st.builds(Try, body, body),
             st.builds(Loop, st.integers(0, 3), body),
@@ -419,7 +455,25 @@ def bodies(depth: int, *, root: bool, undos: bool) -> st.SearchStrategy[Body]:
             child,
             _races(st.builds(Child, programs_of(depth - 1), st.just("join"))),
         ]
-    return st.lists(st.one_of(parts), min_size=1, max_size=4).map(tuple)
+    return st.lists(st.one_of(parts), min_size=1, max_size=4).map(_in_time)
+
+
+def _in_time(drawn: list[Node]) -> Body:
+    """Return the drawn nodes as far as they keep their deadlines: cut, since filters are slow."""
+    return next(
+        body
+        for count in range(len(drawn), -1, -1)
+        if keeps_its_deadlines(body := tuple(drawn[:count]))
+    )
+
+
+def _at_once(body: Body) -> Body:
+    """Return a body without what sleeps."""
+    return tuple(node for node in body if is_recalled_at_once((node,)))
+
+
+def _several(body: st.SearchStrategy[Body]) -> st.SearchStrategy[tuple[Body, ...]]:
+    return st.lists(body, min_size=1, max_size=3).map(tuple)
 
 
 @cache
