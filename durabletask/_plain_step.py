@@ -34,16 +34,9 @@ async def plain_step(
     slots = run.journal.slots
     if run.gated or key in slots or run.journal.notes or not services.trust.holds:
         held = slots.get(key)
-        if (
-            held is not None
-            and held.form is _VALUE
-            and held.kind is _DO
-            and not (run.gated or run.journal.notes)
-        ):
-            # As `Run.ask`; there is no cancellation to come again.
-            run.check_caller(key)
-            slots[key] = None
-            run.journal.unasked -= 1
+        if held is not None and held.form is _VALUE and not (run.gated or run.journal.notes):
+            # There is no cancellation to come again.
+            run.ask(_DO, key)
             return run.unseal(held, spec.returns)
         body = partial(_steps.call_function, run, spec, fn, args)
         return await step(run, Kind.DO, key, body, spec.returns, None)
