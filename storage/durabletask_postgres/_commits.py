@@ -272,6 +272,8 @@ class Commits:
         if found:
             later = [each for each in places if answers[each[0]] is IN_TURN]
             if later:
+                for place, _ in later:
+                    answers[place] = DONE  # unless it is said otherwise, and then it is the mark
                 await self._commit(lease, later, batch, self._call_in_turn)
 
     async def _call(self, lease: Lease, places: Places, batch: Batch) -> dict[int, UnitOutcome]:

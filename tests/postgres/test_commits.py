@@ -11,7 +11,7 @@ import pytest
 
 from durabletask import Process, ProcessHost
 from durabletask.errors import ProcessBusyError, StorageRewoundError, StorageUnknownError
-from durabletask.storage import DONE, Kind, Leave, Refusal, Status, UnitOutcome
+from durabletask.storage import DONE, Action, Kind, Leave, Refusal, Status, UnitOutcome
 from durabletask.testing._conformance.world import FINISH, World, event, made, new, step, unit
 from durabletask_postgres import PostgresStorage
 from durabletask_postgres._pools import OwnPool
@@ -255,6 +255,20 @@ async def test_a_purge_is_not_taken_for_a_loss(schemas: Schemas, leave: Leave | 
                     f"delete from {schema}.{table} where process_no = $1", gone.incarnation
                 )
             await world.done(lease, unit(row, 1, step("b")))
+
+
+async def test_what_was_terminated_and_purged_is_not_taken_for_a_loss(schemas: Schemas) -> None:
+    """Issue 3 point 6, S2.10: its host lets it go, which is the last thing that it was told."""
+    with schemas.new() as schema:
+        async with new_world(schemas.dsn, schema) as world:
+            lease = await world.host("me")
+            gone, row = await world.add("gone", "p", lease=lease)
+            await world.done(lease, unit(gone, 1, step("a")))
+            await world.ask("gone", Action.TERMINATE)
+            await world.done(lease, unit(gone, 2, leave=Leave.RELEASED))
+            assert [*await world.storage.purge(["gone"])] == [None]
+            # No step alone, which goes unasked in a session that is known.
+            await world.done(lease, unit(row, 1, step("b"), status=Status.WAITING))
 
 
 @asynccontextmanager
