@@ -20,10 +20,6 @@ from durabletask_postgres.testing import ThrowAwayPostgres
 VARIABLE = "DURABLETASK_TEST_POSTGRES"
 """A DSN of a superuser; the tests then create and drop databases there."""
 
-UNSYNCED = {"fsync": "off"}
-"""Settings of a server from which no test takes the power: it need not wait for its disk. What
-becomes of commits when a server dies is tried on servers of their own, which keep the default."""
-
 
 @dataclass(frozen=True, slots=True)
 class Postgres:
@@ -68,7 +64,7 @@ def running_server() -> Iterator[Postgres]:
     if given:
         yield Postgres(given)
         return
-    with ThrowAwayPostgres(settings=UNSYNCED) as server:
+    with ThrowAwayPostgres() as server:
         yield Postgres(server.dsn)
 
 

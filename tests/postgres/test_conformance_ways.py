@@ -10,14 +10,14 @@ from durabletask_postgres.testing import ThrowAwayPostgres
 from tests.postgres import test_conformance
 from tests.postgres.pgbouncer import POOLERS
 from tests.postgres.proxy import Proxy
-from tests.postgres.server import UNSYNCED, Postgres
+from tests.postgres.server import Postgres
 from tests.postgres.stores import LEASE_TTL_S, Schemas, at_time
 from tests.postgres.tls import Certificates
 
 
 @pytest.fixture(scope="module")
 def old_and_strict() -> Iterator[Schemas]:
-    settings = {"default_transaction_isolation": "serializable", **UNSYNCED}
+    settings = {"default_transaction_isolation": "serializable"}
     with ThrowAwayPostgres(version=16, settings=settings) as server:
         yield Schemas(Postgres(server.dsn))
 
