@@ -1,6 +1,7 @@
 """Damage stops what it touches, says where it is, and is never served as data."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -109,9 +110,12 @@ def test_rot_in_the_growing_segment_refuses_to_open(tmp_path: Path) -> None:
         assert segments(path)[-1].read_bytes() == before
 
 
-def test_every_cut_of_a_clean_tail_is_damage(tmp_path: Path) -> None:
-    """F025: after a clean close not one byte may be missing."""
-    filled(tmp_path, Store.close)
+@pytest.mark.parametrize("leave", [Store.close, partial(Store.let_go, clean=True)])
+def test_every_cut_of_a_clean_tail_is_damage(
+    tmp_path: Path, leave: Callable[[Store], None]
+) -> None:
+    """F025: after a clean close, and where a host has let the folder go, no byte may be missing."""
+    filled(tmp_path, leave)
     file = segments(tmp_path)[-1]
     data = file.read_bytes()
     for size in range(0, len(data), 7):
