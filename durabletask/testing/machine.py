@@ -325,7 +325,9 @@ class StorageMachine(RuleBasedStateMachine):
             row = chosen.row
             mailbox = [each.position for each in chosen.events if not each.consumed]
             unit = unit_of(plan, row, mailbox, seqs[row.process_id], self.clock.now())
-            if is_plain(unit) and unit.seq <= highest[row.process_id]:
+            # What is known by its record, and not by its number, must not share that with another.
+            adds = is_plain(unit) or unit.spawns or unit.sends
+            if adds and unit.seq <= highest[row.process_id]:
                 unit = msgspec.structs.replace(unit, seq=highest[row.process_id] + 1)
             seqs[row.process_id] = unit.seq
             highest[row.process_id] = max(unit.seq, highest[row.process_id])
