@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import msgspec
 import pytest
@@ -93,6 +94,13 @@ class Deaf(MemoryStorage):
         claims = await super().claim(lease, claim_id, names, count_max=count_max, rooms=rooms)
         fresh = tuple(each for each in claims.claimed if each.fresh)
         return msgspec.structs.replace(claims, claimed=fresh)
+
+
+class Roomy(MemoryStorage):
+    """Claims take of each name what there is."""
+
+    async def claim(self, lease: Lease, claim_id: str, names: Sequence[str], **more: Any) -> Claims:
+        return await super().claim(lease, claim_id, names, count_max=more["count_max"])
 
 
 class Lavish(MemoryStorage):
@@ -223,6 +231,7 @@ def test_what_is_the_storages_choice_is_not_compared() -> None:
         Forgetful,
         Undying,
         Deaf,
+        Roomy,
         Lavish,
         Ruthless,
         Skipping,
