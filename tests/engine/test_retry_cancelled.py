@@ -1,12 +1,15 @@
 """`retry` and what the error had cut short on its way out: siblings, timeouts, waits."""
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from durabletask import Process, Status
+from durabletask import Process, ProcessHost, Status
+from durabletask.errors import ProcessFailedError, ProcessFinishedError, ProcessStateError
+from durabletask.testing.crash import crash_everywhere
 from tests.engine.retrying import Steps, failed, forgotten
 from tests.engine.world import World, virtual
 
@@ -197,3 +200,39 @@ async def test_items_that_were_cut_off_run_again(world: World) -> None:
         await handle.retry()
         assert await handle.result() == [0, 1, 2, 3]
     assert sorted(steps.ran) == ["0", "1", "2", "2", "3", "3", "b", "b"]
+
+
+def test_dead_at_every_call() -> None:
+    """Rule 9: before the failure, at the retry and behind it; each sibling comes to its result."""
+    steps = Steps("b")
+
+    async def child(proc: Process) -> str:
+        await proc.delay("d", timedelta(seconds=3))
+        return "c"
+
+    async def late(proc: Process) -> str:
+        await proc.delay("late", timedelta(seconds=1))
+        return await proc.do("b", steps.step, "b")
+
+    async def process(proc: Process) -> list[Any]:
+        async with asyncio.TaskGroup() as group:
+            calls = (proc.event("e"), proc.call("c", child), proc.map("m", steps.step, ["x", "y"]))
+            tasks = [group.create_task(call) for call in calls]
+            tasks.append(group.create_task(late(proc)))
+        return [task.result() for task in tasks]
+
+    async def main(host: ProcessHost) -> None:
+        steps.broken.add("b")
+        handle = await host.spawn(process, "p")
+        with suppress(ProcessFailedError):
+            await handle.result()
+        steps.broken.clear()
+        with suppress(ProcessStateError):  # an earlier program has asked for it
+            await handle.retry()
+        with suppress(ProcessFinishedError):
+            await handle.raise_event("e", 5, event_id="e")
+        assert await handle.result() == [5, "c", ["x", "y"], "b"]
+
+    report = crash_everywhere(process, process_id="p", processes=[child], main=main)
+    report.check()
+    assert report.expected["p", "status"] == "completed"
