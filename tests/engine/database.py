@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from random import Random
 from typing import Any
 
 import msgspec
@@ -204,7 +205,9 @@ class DatabaseWire(Wire):
     ) -> UnitOutcome:
         self.calls.append("transact")
         await self.before("transact")
-        return await self.storage.transact(lease, unit, body)
+        answer = await self.storage.transact(lease, unit, body)
+        await self.after("transact")
+        return answer
 
 
 def database_of(world: World) -> Database:
@@ -218,6 +221,7 @@ def host_of(world: World, *processes: Any, **options: Any) -> ProcessHost:
     """Make a host on the database of a world; see `World.host`."""
     wire = DatabaseWire(database_of(world))
     options.setdefault("label", f"host-{len(world.wires)}")
+    options.setdefault("random", Random(len(world.wires)))
     host = ProcessHost(wire, processes=processes, clock=world.clock, **options)
     world.wires[host] = wire
     return host

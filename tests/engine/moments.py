@@ -13,9 +13,10 @@ from typing import Any
 
 from durabletask import ProcessClient, ProcessHost, Status
 from durabletask.errors import ProcessCancelledError, ProcessError, StorageError
-from durabletask.storage import Checkpoint, Kind, Snapshot, Unit
+from durabletask.storage import Checkpoint, Form, Kind, Snapshot, Unit
 from durabletask.testing import VirtualClock
 from durabletask.testing._time import VirtualTimeLoop
+from tests.engine.database import database_of, host_of
 from tests.engine.world import World
 
 Fn = Callable[..., Coroutine[Any, Any, Any]]
@@ -97,6 +98,7 @@ class Played:
         died: Whether the host did.
         kept: The effects of the steps that were recorded when it died.
         late: The act came after the end.
+        table: What transactions have written.
     """
 
     snapshots: dict[str, Snapshot] = field(default_factory=dict)
@@ -107,6 +109,7 @@ class Played:
     died: bool = False
     kept: Counter[str] = field(default_factory=Counter)
     late: bool = False
+    table: dict[str, object] = field(default_factory=dict)
 
     def status(self, process_id: str = "p") -> Status:
         return self.snapshots[process_id].row.status
@@ -128,6 +131,25 @@ class Played:
         return self.snapshots[process_id].checkpoints
 
 
+async def cancel(client: ProcessClient) -> None:
+    """Ask the process to cancel."""
+    await client.get("p").cancel("enough")
+
+
+def meets(unit: Unit) -> bool:
+    """Return whether the process meets a request to cancel in a unit."""
+    return unit.process_id == "p" and unit.meets_cancel
+
+
+def cancelled_marks(played: Played) -> set[tuple[int, int]]:
+    """Return by which units ProcessCancelledErrors were recorded."""
+    found = set()
+    for each in played.checkpoints():
+        if each.form is Form.ERROR and b"ProcessCancelledError" in each.payload:
+            found.add((each.epoch, each.seq))
+    return found
+
+
 class _CountingLoop(VirtualTimeLoop):
     """A loop in virtual time that calls back at one turn of it."""
 
@@ -143,7 +165,7 @@ class _CountingLoop(VirtualTimeLoop):
 
 
 async def _slow(call: str) -> None:
-    if call in ("commit", "request", "claim", "create", "deliver"):
+    if call in ("commit", "request", "claim", "create", "deliver", "transact"):
         await asyncio.sleep(LATENCY_S)
 
 
@@ -185,6 +207,8 @@ class _Play:
         self.dead: asyncio.Future[None] = loop.create_future()
         self.acting: list[asyncio.Task[None]] = []
         self.counting = False
+        # By the task that makes the call: calls overlap, and one has its number from its beginning.
+        self.numbers: dict[asyncio.Task[Any] | None, int] = {}
 
     async def run(self) -> None:
         loop, plot, played = self.loop, self.plot, self.played
@@ -209,7 +233,7 @@ class _Play:
         sender.cancel()
         for task in self.acting:
             await task
-        await asyncio.sleep(60)  # children, and what is told to parents
+        await asyncio.sleep(10)  # children, and what is told to parents
         await host.stop()
         ended.cancel()
         await asyncio.gather(ended, sender, return_exceptions=True)
@@ -219,9 +243,10 @@ class _Play:
             played.snapshots[process_id] = snapshot
         for each in self.world.wires.values():
             played.units += each.units
+        played.table = database_of(self.world).table
 
     def new_host(self) -> ProcessHost:
-        host = self.world.host(*self.scenario.fns)
+        host = host_of(self.world, *self.scenario.fns)
         self.world.wires[host].before = self.world.wires[host].after = _slow
         return host
 
@@ -242,21 +267,24 @@ class _Play:
         for process in self.world.storage._processes.values():
             for each in process.checkpoints():
                 if each.kind not in OWN_NOTES:
-                    self.played.kept[each.key] = self.stage.effects[each.key]
+                    name = each.key if each.index < 0 else f"{each.key}[{each.index}]"
+                    self.played.kept[name] = self.stage.effects[name]
         self.world.kill(self.host)
         self.dead.set_result(None)
 
     async def before(self, call: str) -> None:
         if self.counting:
             self.played.calls += 1
+            self.numbers[asyncio.current_task()] = self.played.calls
             if self.plot.dies_at == (self.played.calls, False):
                 self.die()
                 await self.loop.create_future()
         await _slow(call)
 
     async def after(self, call: str) -> None:
-        if self.counting:
-            number, units = self.played.calls, self.world.wires[self.host].units
+        number = self.numbers.pop(asyncio.current_task(), None)
+        if self.counting and number is not None:
+            units = self.world.wires[self.host].units
             dies = self.plot.dies is not None and call == "commit"
             if (dies and any(map(self.plot.dies or bool, units))) or (
                 self.plot.dies_at == (number, True)

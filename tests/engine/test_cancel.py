@@ -5,27 +5,17 @@ from functools import partial
 import msgspec
 import pytest
 
-from durabletask import ProcessClient, Status
-from durabletask.storage import Form, Unit
+from durabletask import Status
 from tests.engine.bodies import BODIES, SIDE_BY_SIDE, scenario
-from tests.engine.moments import Played, Plot, every_turn, play
-
-
-async def cancel(client: ProcessClient) -> None:
-    await client.get("p").cancel("enough")
-
-
-def meets(unit: Unit) -> bool:
-    return unit.process_id == "p" and unit.meets_cancel
-
-
-def cancelled_marks(played: Played) -> set[tuple[int, int]]:
-    """Return by which units ProcessCancelledErrors were recorded."""
-    found = set()
-    for each in played.checkpoints():
-        if each.form is Form.ERROR and b"ProcessCancelledError" in each.payload:
-            found.add((each.epoch, each.seq))
-    return found
+from tests.engine.moments import (
+    Played,
+    Plot,
+    cancel,
+    cancelled_marks,
+    every_turn,
+    meets,
+    play,
+)
 
 
 def assert_legal(played: Played, style: str, about: str) -> None:
