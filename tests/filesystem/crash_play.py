@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from random import Random
+from zlib import crc32
 
 import msgspec
 
@@ -88,19 +90,30 @@ class Subject:
 
     def open(self, folder: SimulatedFolder, entropy: Random) -> Store:
         """Open the store on a disk."""
-        return Store.open(self.dress(folder), CLOCK, entropy=self.chance(entropy))
+        chance = entropy.randbytes if self.salted else bytes
+        return Store.open(self.dress(folder), CLOCK, entropy=chance)
 
-    def served(self, folder: SimulatedFolder, entropy: Random) -> dict[str, State] | str:
+    def served(self, folder: SimulatedFolder) -> dict[str, State] | str:
         """Recover, and return all that is served, or why nothing is."""
         dress = self.dress_recovery or self.dress
+        chance = partial(drawn_from, folder) if self.salted else bytes
         try:
-            return states(Store.open(dress(folder), CLOCK, entropy=self.chance(entropy)))
+            return states(Store.open(dress(folder), CLOCK, entropy=chance))
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
-    def chance(self, entropy: Random) -> Callable[[int], bytes]:
-        """Return where the store gets its salts."""
-        return entropy.randbytes if self.salted else bytes
+
+def drawn_from(folder: SimulatedFolder, count: int) -> bytes:
+    """Return random bytes for a recovery, the same on equal disks, as the explorer asks.
+
+    They depend on the manifest, which holds the salts that there are, and on which segments there
+    are: so a salt comes again only where the same segment is made once more. They do not depend
+    on torn bytes: so the disks of a thousand tears are one disk once these are cut, which is then
+    recovered once and not a thousand times.
+    """
+    files = folder.image().files
+    names = " ".join(sorted(name for name in files if name.startswith("segments/")))
+    return Random(crc32(names.encode(), crc32(files.get("MANIFEST", b"")))).randbytes(count)
 
 
 def states(store: Store) -> dict[str, State]:
@@ -238,9 +251,8 @@ def explore(
 ) -> Tally:
     """Crash one scenario at every call in every way, for each of its variants."""
     plan = stages(scenario)
-    entropy = Random(seed)
     explorer = Explorer(
-        lambda folder: promised(scenario, subject.served(folder, entropy)),
+        lambda folder: promised(scenario, subject.served(folder)),
         seed=seed,
         bounds=bounds,
         aftermath=aftermath,

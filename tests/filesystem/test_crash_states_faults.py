@@ -130,7 +130,7 @@ class Player:
         disks = [SimulatedFolder(fate.image) for fate in fates(self.folder, FEW, random)]
         for disk in [self.folder.after_process_crash(), *disks]:
             self.course.disks += 1
-            found = promised(self.scenario, self.subject.served(disk, random))
+            found = promised(self.scenario, self.subject.served(disk))
             wrong = breach(found, promise)
             if wrong is not None:
                 self._wrong(wrong)
