@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
+from durabletask._collector import CollectorRest
 from durabletask._config import Config
 from durabletask._errors import LeaseLostError, StorageFailedError, StorageRewoundError
 from durabletask._lease import Trust, contract_broken
@@ -116,35 +117,42 @@ class Claiming:
         config = self._config
         wait_s = BACKOFF_MIN_S
         idle_s = POLL_MIN_S
-        while True:
-            # Cleared before looking: a hint that arrives meanwhile makes it look again.
-            self._look.clear()
-            try:
-                more, next_s, found = await self._claim()
-            except MAY_PASS as error:
-                _log.log(loudness(error), "storage: %s; claiming again in %.2f s", error, wait_s)
-                await asyncio.sleep(wait_s * (0.5 + config.random.random() / 2))
-                wait_s = min(wait_s * 2, BACKOFF_MAX_S)
-                # With the same id: what a claim took whose answer was lost is ours to run.
-                continue
-            except (LeaseLostError, StorageRewoundError, StorageFailedError) as error:
-                self._on_broken(error)
-                return
-            except Exception as error:  # noqa: BLE001  (a storage that breaks its contract)
-                self._on_broken(contract_broken(error))
-                return
-            wait_s = BACKOFF_MIN_S
-            if more:
-                # At once, before what was taken begins to run: the storage works meanwhile.
-                if not found:
-                    await asyncio.sleep(0)
-                continue
-            idle_s = POLL_MIN_S if found else min(idle_s * 2, self._idle_max_s())
-            # Spread, or hosts that were started together would ask together for ever.
-            pause_s = idle_s * (1 - POLL_SPREAD * config.random.random())
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(pause_s, next_s)):
-                    await self._look.wait()
+        with CollectorRest(self._loop) as rest:
+            while True:
+                # Cleared before looking: a hint that arrives meanwhile makes it look again.
+                self._look.clear()
+                try:
+                    more, next_s, found = await self._claim()
+                except MAY_PASS as error:
+                    _log.log(
+                        loudness(error), "storage: %s; claiming again in %.2f s", error, wait_s
+                    )
+                    await asyncio.sleep(wait_s * (0.5 + config.random.random() / 2))
+                    wait_s = min(wait_s * 2, BACKOFF_MAX_S)
+                    # With the same id: what a claim took whose answer was lost is ours to run.
+                    continue
+                except (LeaseLostError, StorageRewoundError, StorageFailedError) as error:
+                    self._on_broken(error)
+                    return
+                except Exception as error:  # noqa: BLE001  (a storage that breaks its contract)
+                    self._on_broken(contract_broken(error))
+                    return
+                wait_s = BACKOFF_MIN_S
+                if more and found:
+                    rest.begin()
+                elif not found:
+                    rest.end()
+                if more:
+                    # At once, before what was taken begins to run: the storage works meanwhile.
+                    if not found:
+                        await asyncio.sleep(0)
+                    continue
+                idle_s = POLL_MIN_S if found else min(idle_s * 2, self._idle_max_s())
+                # Spread, or hosts that were started together would ask together for ever.
+                pause_s = idle_s * (1 - POLL_SPREAD * config.random.random())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(pause_s, next_s)):
+                        await self._look.wait()
 
     def _idle_max_s(self) -> float:
         """Return how long a session without hints may sleep between two looks.
