@@ -38,12 +38,13 @@ from durabletask._model import (
     Snapshot,
 )
 from durabletask._process import Process
-from durabletask._refused import raise_busy, raise_refused, transactions_of
+from durabletask._refused import busy, raise_busy, raise_refused, transactions_of
 from durabletask._registry import Registry
 from durabletask._repeat import repeat_unknown
 from durabletask._requests import Requests
 from durabletask._retry import RetryPolicy
 from durabletask._storage import ProcessStorage
+from durabletask._transitions import FINISHED
 from durabletask._watch import Watch, unknown
 
 T = TypeVar("T")
@@ -234,6 +235,9 @@ class ProcessClient(BulkCalls):
         async def create() -> Created:
             created = await self._create(process)
             raise_busy(process_id, created)
+            row = created.row
+            if process.replace and row is not None and row.status in FINISHED and not created.fresh:
+                raise busy(process_id)  # it could not be replaced, and can be by now
             return created
 
         if connection is None:

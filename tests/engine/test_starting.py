@@ -1,6 +1,7 @@
 """How a process can be started: later, with a deadline, and where its id exists already."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -14,6 +15,7 @@ from durabletask.errors import (
     ProcessFailedError,
     StorageUnknownError,
 )
+from durabletask.storage import Created, Lease, NewProcess
 from tests.engine.database import Connection, database_of, host_of
 from tests.engine.world import World, settle, virtual
 
@@ -221,6 +223,27 @@ async def test_replace_refuses_what_has_not_finished(world: World) -> None:
         await handle.resume()
         await handle.raise_event("go")
         await handle.result()
+
+
+@virtual
+async def test_replace_of_what_its_host_lets_go_of_just_now(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S2.07: found finished and not replaced, since it was held still: it is asked again."""
+    async with world.host(echo) as host:
+        await (await host.spawn(echo, "p", "old")).result()
+        wire = world.wires[host]
+        create = wire.create
+
+        async def too_early(
+            processes: Sequence[NewProcess], lease: Lease | None = None
+        ) -> Sequence[Created]:
+            monkeypatch.setattr(wire, "create", create)
+            return [Created(world.row("p"))]
+
+        monkeypatch.setattr(wire, "create", too_early)
+        handle = await host.spawn(echo, "p", "new", on_existing="replace")
+        assert await handle.result() == "new"
 
 
 @virtual
