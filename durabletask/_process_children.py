@@ -38,7 +38,7 @@ class Child(Generic[T]):
         return f"<child {self.id!a}>"
 
     def result(self) -> DurableWait[T]:
-        """Wait for the child's end, once in a run; also a branch of a race.
+        """Wait for the child's end, once in a run; also a branch of a race, until it wins one.
 
         Raises:
             ProcessFailedError: It failed or was cancelled; `__cause__` is its error.
