@@ -29,7 +29,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_repeat", "_threads"),
     ("_hints", "_memory*"),
     # The parts of a running host that know nothing of each other.
-    ("_collector", "_lease", "_mailbox", "_observe", "_outside", "_registry", "_timers", "_undos", "_watch"),
+    (
+        "_collector",
+        "_lease",
+        "_mailbox",
+        "_observe",
+        "_outside",
+        "_registry",
+        "_timers",
+        "_undos",
+        "_watch",
+    ),
     ("_refused", "_overdue", "_suspects", "_turns"),
     ("_group", "_busy", "_writer"),
     ("_services",),
