@@ -122,10 +122,9 @@ def explore(check: Callable[[Program, Weather], None], number: int) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("number", range(EXAMPLES // PORTION))
 @pytest.mark.parametrize("check", [compare, demand])
-def test_for_long(check: Callable[[Program, Weather], None]) -> None:
-    """G1-G4 G7 G8: as above, 20,000 programs each, and deeper ones."""
-    alone = get_context("spawn")
-    for number in range(EXAMPLES // PORTION):
-        with ProcessPoolExecutor(1, mp_context=alone) as pool:
-            pool.submit(explore, check, number).result()
+def test_for_long(check: Callable[[Program, Weather], None], number: int) -> None:
+    """G1-G4 G7 G8: as above, 20,000 programs each, and deeper ones; the number is their seed."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(explore, check, number).result()
