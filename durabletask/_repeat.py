@@ -18,7 +18,8 @@ R = TypeVar("R")
 BACKOFF_MIN_S = 0.02
 BACKOFF_MAX_S = 2.0
 REPEATS_MAX = 8
-"""For calls from outside: about four seconds, then the caller is told how it stands."""
+"""For calls from outside: about four seconds of pauses, then the caller is told how it stands. Each
+answer that is waited for in vain comes on top: ten seconds on Postgres, five on files."""
 
 MAY_PASS = (StorageUnavailableError, StorageUnknownError, StorageAccessError)
 """What a host outlasts for as long as its lease lasts. A password or a right that was taken away
