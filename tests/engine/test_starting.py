@@ -14,6 +14,7 @@ from durabletask.errors import (
     ProcessExistsError,
     ProcessFailedError,
     StorageUnknownError,
+    UnknownProcessError,
 )
 from durabletask.storage import Created, Lease, NewProcess
 from tests.engine.database import Connection, database_of, host_of
@@ -302,5 +303,7 @@ async def test_all_of_it_in_a_transaction_of_the_callers(world: World) -> None:
             await host.spawn(echo, "p", "x", on_existing="error", connection=connection)
         connection.rollback()
         async with connection.transaction():
-            await host.spawn(echo, "p", "y", on_existing="replace", connection=connection)
-        assert await handle.result() == "y"
+            other = await host.spawn(echo, "p", "y", on_existing="replace", connection=connection)
+        assert await other.result() == "y"
+        with pytest.raises(UnknownProcessError, match="purged or replaced"):
+            await handle.result()
