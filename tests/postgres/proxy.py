@@ -157,6 +157,8 @@ class Proxy:
                 await self._link(first, (reader, writer), (upstream, server))
         except (OSError, EOFError):
             pass  # one of the two ends has gone before anything was said
+        except asyncio.CancelledError:
+            pass  # the proxy's loop ends; passed on, asyncio logs it as an error of ours
         finally:
             writer.transport.abort()
 
