@@ -74,6 +74,7 @@ class Claiming:
         self._new_id = new_id
         self._loop = asyncio.get_running_loop()
         self._look = asyncio.Event()
+        self._hinted = isinstance(config.storage, Hints)
         self._full = False
         self._ask: _Ask | None = None
         self.places = Places(config.registry.concurrency(), self._look.set)
@@ -161,7 +162,7 @@ class Claiming:
         through this object, which hints: then only the machine's own sleep
         makes it necessary to look by itself.
         """
-        alone = self._lease.ttl_s is None and isinstance(self._config.storage, Hints)
+        alone = self._lease.ttl_s is None and self._hinted
         return self._config.clock.recheck_s if alone else self._config.poll_s
 
     async def _claim(self) -> tuple[bool, float, bool]:

@@ -53,14 +53,30 @@ def test_death_at_every_await(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["linear", "compensated", "gathered", "cursor", "token", "in_thread", "two"]
+    "name",
+    [
+        "linear",
+        "compensated",
+        "two",
+        *(
+            pytest.param(name, marks=pytest.mark.soak)
+            for name in ("gathered", "cursor", "token", "in_thread")
+        ),
+    ],
 )
 def test_death_at_every_pair_of_calls(name: str) -> None:
     """F004: dead again at each call of the resumed life, which may still be recovering."""
     active(search(SCENARIOS[name]).run(pairs=True), deaths_min=300)
 
 
-@pytest.mark.parametrize("name", ["event_later", "step_timed_out", "retried", "grouped"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "event_later",
+        "grouped",
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("step_timed_out", "retried")),
+    ],
+)
 def test_death_at_pairs_of_calls_after(name: str) -> None:
     """F003 F004: dead twice, each time with an answer on its way back."""
     active(search(SCENARIOS[name]).run((Fate.DIE_AFTER,), pairs=True), deaths_min=150)

@@ -136,7 +136,7 @@ def test_death_at_every_await(fn: Fn) -> None:
     assert report.deaths >= 20
 
 
-@pytest.mark.parametrize("fn", [straight, tried_again])
+@pytest.mark.parametrize("fn", [straight, pytest.param(tried_again, marks=pytest.mark.soak)])
 def test_death_at_every_pair_of_calls(fn: Fn) -> None:
     """Rule 8, F004: dead again at each call of the life that goes on undoing."""
     report = crash_everywhere(fn, host=host_of, pairs=True)

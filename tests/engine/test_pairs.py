@@ -3,9 +3,9 @@
 The processes are generated (`verbs.py`): 19 verbs are 190 pairs, one after the other and side by
 side. Deaths before and after each storage call: 4,106 in turn, 3,666 side by side. Requests to
 cancel at each turn of the event loop, and so at each await: 13,159 in turn, 12,238 side by side;
-and the death of the host as it is met. `make test` takes all deaths in turn and every second one
-side by side, every third turn in turn and every eighth side by side, beginning at another place
-with each pair; the soak takes all. On a folder each verb stands in two pairs, dead at every call.
+and the death of the host as it is met. `make test` takes all deaths in turn and every fourth one
+side by side, every fifth turn in turn and every sixteenth side by side, beginning at another
+place with each pair; the soak takes all. On a folder each verb stands in two pairs, dead at every call.
 """
 
 from collections import Counter
@@ -117,7 +117,7 @@ def assert_cancelled_legally(expected: Played, played: Played, about: str) -> No
 # --- dead, and cancelled ------------------------------------------------------------------------
 
 
-@thinned((in_turn, 1), (side_by_side, 2))
+@thinned((in_turn, 1), (side_by_side, 4))
 @every_verb
 def test_dead_at_every_call(first: Verb, compose: Compose, share: int) -> None:
     """S1.05 (rules 1, 2; F024): the same result and records; what is recorded ran once."""
@@ -138,7 +138,7 @@ def test_dead_at_every_call(first: Verb, compose: Compose, share: int) -> None:
     print(f"{cases} deaths")
 
 
-@thinned((in_turn, 3), (side_by_side, 8))
+@thinned((in_turn, 5), (side_by_side, 16))
 @every_verb
 def test_cancelled_at_every_await(first: Verb, compose: Compose, share: int) -> None:
     """S1.09 (rules 2, 7): met once or not at all; the same where the host dies as it is met."""

@@ -223,7 +223,7 @@ def test_death_at_every_await(make: Make) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "race_event",
+        pytest.param("race_event", marks=pytest.mark.soak),
         "timeout_expires",
         pytest.param("timeout_nested", marks=pytest.mark.soak),
         pytest.param("timeout_gather", marks=pytest.mark.soak),

@@ -121,6 +121,6 @@ def test_dead_at_every_call() -> None:
         second, _ = await asyncio.gather(proc.version("b", "x"), proc.do("step", nop))
         return f"{first}{second}"
 
-    report = crash_everywhere(process, pairs=True, callbacks=True)
+    report = crash_everywhere(process, callbacks=True)
     report.check()
     assert report.expected["crashing", "came to"] == b'"1x"'
