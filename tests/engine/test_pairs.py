@@ -5,7 +5,8 @@ side. Deaths before and after each storage call: 4,106 in turn, 3,666 side by si
 cancel at each turn of the event loop, and so at each await: 13,159 in turn, 12,238 side by side;
 and the death of the host as it is met. `make test` takes all deaths in turn and every fourth one
 side by side, every fifth turn in turn and every sixteenth side by side, beginning at another
-place with each pair; the soak takes all. On a folder each verb stands in two pairs, dead at every call.
+place with each pair; the soak takes all. On a folder each verb stands in two pairs, dead at every
+call.
 """
 
 from collections import Counter
