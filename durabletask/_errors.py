@@ -213,7 +213,10 @@ class ProcessBusyError(StorageUnavailableError):
 
 
 class StorageUnknownError(StorageError):
-    """The answer was lost: the write may or may not have happened. Repeat the same write."""
+    """The answer was lost: the write may or may not have happened. Repeat the same write.
+
+    Also where a part of a batch was carried out and the rest was not.
+    """
 
 
 class StorageFailedError(StorageError):

@@ -297,7 +297,8 @@ class ProcessStorage(Protocol):
         Raises:
             LeaseLostError: The lease was fenced; nothing was written.
             StorageUnavailableError: Nothing was written; repeat.
-            StorageUnknownError: The answer was lost; repeat the same batch.
+            StorageUnknownError: The answer was lost, or a part was written and
+                the rest was not; repeat the same batch.
         """
         ...
 

@@ -11,7 +11,12 @@ from itertools import count
 from time import sleep
 
 import durabletask_filesystem._inbox as _inbox
-from durabletask.errors import DurableTaskError, StorageUnavailableError, StorageUnknownError
+from durabletask.errors import (
+    DurableTaskError,
+    StorageError,
+    StorageUnavailableError,
+    StorageUnknownError,
+)
 from durabletask_filesystem._files import Folder
 from durabletask_filesystem._inbox import ClientRequest
 from durabletask_filesystem._requests import Answer
@@ -42,23 +47,29 @@ class Client:
             freed: Whether this program holds the folder by now. Then the
                 letters are taken back and the answer is None.
 
-        Raises:
-            StorageUnavailableError: The letters could not be written.
+        What the folder refuses is an answer too: "unavailable" to a letter that
+        was not sent, "unknown" to one that may have been read.
         """
         until = now + timedelta(seconds=self._timeout_s)
         names = {f"{self._name}-{next(self._numbers):08d}": request for request in requests}
         answers: dict[str, Answer] = {}
+        sent: set[str] = set()
+        trouble: OSError | None = None
         try:
             for name, request in names.items():
                 _inbox.send(self._folder, name, request, until)
+                sent.add(name)
             if self._wait(names, answers, freed):
                 return None
         except OSError as error:
-            raise StorageUnavailableError(f"the inbox cannot be used: {error}") from error
+            trouble = error
         finally:
             for name in names.keys() - answers.keys():
                 _inbox.withdraw(self._folder, name)
-        return [answers.get(name) or self._unknown() for name in names]
+        return [
+            answers[name] if name in answers else self._unanswered(name in sent, trouble)
+            for name in names
+        ]
 
     def _wait(
         self,
@@ -88,8 +99,10 @@ class Client:
                     return True
         return False
 
-    def _unknown(self) -> StorageUnknownError:
-        return StorageUnknownError(
-            f"the program that holds the folder did not reply within {self._timeout_s:g} s",
-            hint="repeat the same call; that is harmless",
-        )
+    def _unanswered(self, is_sent: bool, trouble: OSError | None) -> StorageError:
+        if not is_sent:
+            return StorageUnavailableError(f"the inbox cannot be used: {trouble}")
+        text = f"the program that holds the folder did not reply within {self._timeout_s:g} s"
+        if trouble is not None:
+            text = f"the inbox cannot be used any more: {trouble}"
+        return StorageUnknownError(text, hint="repeat the same call; that is harmless")

@@ -5,7 +5,8 @@ Held up by somebody's transaction, or by something that cannot be read.
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from asyncpg import Record
 
@@ -33,12 +34,13 @@ from durabletask_postgres._rows import (
     row_of,
 )
 from durabletask_postgres._sql import Statements
-from durabletask_postgres._trouble import UnexpectedError
+from durabletask_postgres._trouble import NOTHING_WRITTEN, UnexpectedError, partly
 
 _log = logging.getLogger("durabletask")
 
 T = TypeVar("T")
 R = TypeVar("R")
+P = ParamSpec("P")
 
 BATCH_MAX = 1_000
 """Of `create`, `request`, `read` and `purge`, as the seam says."""
@@ -53,6 +55,32 @@ def check_size(what: str, batch: Sequence[object]) -> None:
         )
 
 
+def _whole(
+    call: Callable[Concatenate[Fetch, P], Awaitable[R]],
+) -> Callable[Concatenate[Fetch, P], Awaitable[R]]:
+    """Let a call of several statements raise only what is true of all of them; see `partly`."""
+
+    @wraps(call)
+    async def told(fetch: Fetch, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        answered = False
+
+        async def noted(statement: str, *values: object) -> Sequence[Record]:
+            nonlocal answered
+            records = await fetch(statement, *values)
+            answered = True
+            return records
+
+        try:
+            return await call(noted, *args, **kwargs)
+        except NOTHING_WRITTEN as error:
+            if answered:
+                raise partly(error) from error
+            raise
+
+    return told
+
+
+@_whole
 async def create(
     fetch: Fetch, statements: Statements, processes: Sequence[NewProcess], lease: Lease | None
 ) -> list[Created]:
@@ -121,6 +149,7 @@ async def _read(
     return {row.process_id: row for row in rows}
 
 
+@_whole
 async def deliver(
     fetch: Fetch, statements: Statements, events: Sequence[NewEvent], mailbox_max: int
 ) -> list[Delivered]:
@@ -167,6 +196,7 @@ def _delivered(new: NewEvent, record: Record) -> Delivered:
     return Delivered(event=event, owner=owner)
 
 
+@_whole
 async def request(
     fetch: Fetch, statements: Statements, controls: Sequence[Control]
 ) -> list[tuple[Controlled, Sequence[str]]]:
@@ -184,6 +214,7 @@ async def request(
     return await _isolating(attempt, controls, (Controlled(Refusal.BUSY), ()))
 
 
+@_whole
 async def purge(
     fetch: Fetch, statements: Statements, process_ids: Sequence[str]
 ) -> list[Refusal | None]:

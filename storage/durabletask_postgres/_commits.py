@@ -38,7 +38,7 @@ from durabletask_postgres._connections import Connections
 from durabletask_postgres._in_turn import TURN_MAX, in_turn, turn_columns, turn_outcomes
 from durabletask_postgres._refusals import is_damage, is_locked, is_taken
 from durabletask_postgres._sql import Statements
-from durabletask_postgres._trouble import UnexpectedError
+from durabletask_postgres._trouble import NOTHING_WRITTEN, UnexpectedError, partly
 
 T = TypeVar("T")
 
@@ -63,9 +63,11 @@ class Batch:
         busy: Processes of which an earlier unit must go again: the later ones
             must not overtake it.
         told: The ids of the parents that were told of an end.
+        answered: Whether a part of it has been carried out.
     """
 
     answers: list[UnitOutcome]
+    answered: bool
     busy: set[int] = field(default_factory=set)
     told: list[str] = field(default_factory=list)
 
@@ -116,10 +118,21 @@ class Commits:
         if not units:
             return [], ()
         answers = [DONE] * len(units)
-        if await self._record_steps(lease, units):
+        recorded = await self._record_steps(lease, units)
+        if recorded == len(units):
             self.told(lease, units[-1])
             return answers, ()
-        batch = Batch(answers)
+        batch = Batch(answers, answered=recorded > 0)
+        try:
+            await self._commit_parts(lease, units, batch)
+        except NOTHING_WRITTEN as error:
+            if batch.answered:
+                raise partly(error) from error
+            raise
+        return answers, [*batch.told, *self._told_by(units, answers)]
+
+    async def _commit_parts(self, lease: Lease, units: Sequence[Unit], batch: Batch) -> None:
+        """Record units in as many calls as it takes for each to be able to judge its part."""
         places = list(enumerate(units))
         turning = in_turn(places, self.parents)
         rest = (
@@ -133,7 +146,6 @@ class Commits:
             for start in range(0, len(places), TURN_MAX):
                 part = places[start : start + TURN_MAX]
                 await self._commit(lease, part, batch, self._call_in_turn)
-        return answers, [*batch.told, *self._told_by(units, answers)]
 
     def _told_by(self, units: Sequence[Unit], answers: Sequence[UnitOutcome]) -> Iterable[str]:
         """Yield the processes that have left, were born or were sent something."""
@@ -210,27 +222,27 @@ class Commits:
 
     # --- the usual: steps, and nothing in their way ----------------------------------------
 
-    async def _record_steps(self, lease: Lease, units: Sequence[Unit]) -> bool:
-        """Record units if all are steps; return whether every one of them is recorded now."""
+    async def _record_steps(self, lease: Lease, units: Sequence[Unit]) -> int:
+        """Record units if all are steps; return how many of them are recorded now."""
         if lease.host_id in self._in_doubt:
-            return False  # an earlier copy may hold their places, and here it would be waited for
+            return 0  # an earlier copy may hold their places, and here it would be waited for
         try:
             if len(units) == 1 and is_step(units[0]):
                 session = self._connections.session
                 if session is not None and session is self._told_in.get(lease.host_id):
                     values = step_values(units[0])
                     call = self._connections.write(self._step, lease.host_id, *values)
-                    return await self._told(lease, session, call) == 1
+                    return await self._told(lease, session, call)
             arrays = step_columns(units, self.names)
             if arrays is None:
-                return False
+                return 0
             ((count,),) = await self._ask(lease, self._steps, *self.mark(lease), *arrays)
-            return bool(count == len(units))
+            return int(count)
         except UnexpectedError:
-            return False  # a place that is taken, or something that one process may be the cause of
+            return 0  # a place that is taken, or something that one process may be the cause of
         except StorageUnavailableError as error:
             if is_locked(error):
-                return False
+                return 0
             raise
 
     # --- everything else -------------------------------------------------------------------
@@ -261,6 +273,8 @@ class Commits:
                     # It may be the mark that cannot be read, and that would stop everybody.
                     self._marks.pop(lease.host_id, None)
             found = {place: BUSY}
+        else:
+            batch.answered = True
         for place, outcome in found.items():
             answers[place] = outcome
         busy.update(unit.incarnation for place, unit in places if answers[place] is BUSY)

@@ -83,6 +83,15 @@ _HINTS: Final = {
 _MIGRATE = "run `python -m durabletask_postgres migrate DSN` as the owner of the schema"
 
 
+NOTHING_WRITTEN: Final = (
+    LeaseLostError,
+    StorageAccessError,
+    StorageFormatError,
+    StorageUnavailableError,
+)
+"""After these a statement has certainly written nothing. Of a call of several see `partly`."""
+
+
 class UnexpectedError(StorageUnavailableError):
     """The server refused a call for a reason that no rule covers; nothing of it was written.
 
@@ -97,6 +106,15 @@ class UnexpectedError(StorageUnavailableError):
     def __init__(self, message: str, sqlstate: str) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+
+
+def partly(error: StorageError) -> StorageUnknownError:
+    """Return what a call of several statements says when one fails after another was carried out.
+
+    That one has certainly written nothing, and of the call this would be untrue.
+    A repeat finds what is there, and is told how it stands by then.
+    """
+    return StorageUnknownError(f"a part of the call was carried out, and then not: {error}")
 
 
 def storage_error(error: BaseException, *, sent: bool) -> StorageError:

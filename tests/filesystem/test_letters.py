@@ -1,6 +1,7 @@
 """Other programs reach a running host's folder through letters."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from durabletask.errors import StorageBusyError, StorageUnknownError
+from durabletask.errors import StorageBusyError, StorageUnavailableError, StorageUnknownError
 from durabletask.storage import (
     Action,
     Control,
@@ -24,7 +25,9 @@ from durabletask.storage import (
     Unit,
 )
 from durabletask_filesystem import FileSystemStorage, _inbox
+from durabletask_filesystem._client import Client
 from durabletask_filesystem._disk import RealFolder
+from durabletask_filesystem._files import File
 from durabletask_filesystem._requests import Read
 
 
@@ -184,6 +187,37 @@ async def test_a_client_whose_host_dies_serves_itself(tmp_path: Path) -> None:
             await asyncio.sleep(0)
         folder.unlock()
         assert (await call)[0].fresh
+
+
+class _Full(RealFolder):
+    """A folder that takes so many new files and no more, or loses one that it has."""
+
+    def __init__(self, path: Path, room: int) -> None:
+        super().__init__(path)
+        self._room = room
+
+    def create(self, name: str) -> File:
+        if self._room == 0:
+            raise OSError(errno.ENOSPC, "planted")
+        self._room -= 1
+        return super().create(name)
+
+    def read(self, name: str, offset: int = 0, count: int = -1) -> bytes:
+        raise OSError(errno.EIO, "planted")
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_a_letter_that_was_sent_is_not_called_unwritten(tmp_path: Path, room: int) -> None:
+    """F027 F053: the folder refuses the second letter, or the reply: the first may be read."""
+    (tmp_path / "inbox").mkdir()
+    client = Client(_Full(tmp_path, room), timeout_s=60.0)
+    requests = [Read(("a",)), Read(("b",))]
+    answers = client.ask(requests, datetime.now(UTC), lambda: False)
+    unwritten, unknown = StorageUnavailableError, StorageUnknownError
+    assert answers is not None
+    assert [type(each) for each in answers] == [unknown] * room + [unwritten] * (2 - room)
+    assert all("planted" in str(each) for each in answers)
+    assert list((tmp_path / "inbox").iterdir()) == []
 
 
 async def test_letters_of_no_use_are_removed(tmp_path: Path) -> None:

@@ -79,9 +79,10 @@ async def new_gate(dsn: str, schema: str, table: str, condition: str) -> AsyncIt
 
 async def blocked_by(looking: Connection, pids: list[int]) -> list[int]:
     """Return the sessions that wait for one of these."""
+    # In a transaction pg_stat_activity goes on showing what it showed first.
     question = """
-        select a.pid from pg_stat_activity a
-        where a.pid <> pg_backend_pid() and pg_blocking_pids(a.pid) && $1::integer[]
+        select distinct l.pid from pg_locks l
+        where not l.granted and pg_blocking_pids(l.pid) && $1::integer[]
     """
     return [each["pid"] for each in await looking.fetch(question, pids)]
 
@@ -91,6 +92,22 @@ async def wait_blocked(holder: Connection, count: int) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while len(await blocked_by(holder, [holder.get_server_pid()])) < count:
             pass
+
+
+async def fence_behind(dsn: str, schema: str, key: str) -> None:
+    """Let a host lose its lease with the very commit that records a step under a key."""
+    text = """
+        create function durabletask.test_fence() returns trigger language plpgsql as $$
+        begin
+            update durabletask.fence set fenced_at = now();
+            return null;
+        end
+        $$;
+        create trigger test_fence after insert on durabletask.checkpoint
+        for each row when (new.key = KEY) execute function durabletask.test_fence();
+    """
+    async with connected(dsn) as connection:
+        await connection.execute(Statements(schema).rewrite(text.replace("KEY", f"'{key}'")))
 
 
 async def plant(dsn: str, schema: str, function: str, old: str, new: str) -> None:
