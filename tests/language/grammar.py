@@ -25,6 +25,7 @@ program out, and each rule says why. What is left has one outcome:
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, TypeAlias
@@ -489,6 +490,12 @@ def _programs(depth: int, *, root: bool) -> st.SearchStrategy[Program]:
     return st.one_of(one, one, one, several)
 
 
-def first_programs(depth: int = 2) -> st.SearchStrategy[Program]:
-    """Return a strategy for programs of the process that the outside world knows."""
-    return _programs(depth, root=True)
+@st.composite
+def first_programs(draw: st.DrawFn, depth: int = 2) -> Program:
+    """Return a strategy for programs of the process that the outside world knows.
+
+    What it draws is copied: Hypothesis shows an example that fails as the calls which have built it,
+    and writes out a node that several calls had a hand in once for each, level by level. A copy was
+    built by none, and is shown as it is.
+    """
+    return deepcopy(draw(_programs(depth, root=True)))

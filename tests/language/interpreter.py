@@ -25,6 +25,9 @@ WHOLE = -2
 
 FOREVER = timedelta(days=40 * 365)
 YEAR = timedelta(days=365)
+SILENCE = timedelta(days=1)
+"""How long a child that is spoken to waits for it: what goes on behind a cancel that others have met
+may be cancelled between the child and the word to it, and then the child is not."""
 
 
 class BrokenError(Exception):
@@ -95,7 +98,7 @@ class Interpreter:
         key = f"g{generation}"
         heard = []
         if listens and not generation:
-            heard.append(await self.see(proc, "heard", proc.event("heard")))
+            heard.append(await self.see(proc, "heard", proc.event("heard", timeout=SILENCE)))
         heard += await self.body(proc, key, program.bodies[generation])
         if generation + 1 < len(program.bodies):
             proc.restart(number, generation + 1, listens, drop_undos=True)
