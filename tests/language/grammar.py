@@ -494,8 +494,8 @@ def _programs(depth: int, *, root: bool) -> st.SearchStrategy[Program]:
 def first_programs(draw: st.DrawFn, depth: int = 2) -> Program:
     """Return a strategy for programs of the process that the outside world knows.
 
-    What it draws is copied: Hypothesis shows an example that fails as the calls which have built it,
-    and writes out a node that several calls had a hand in once for each, level by level. A copy was
-    built by none, and is shown as it is.
+    What it draws is copied: Hypothesis shows an example that fails as the calls which have built
+    it, and writes out a node that several calls had a hand in once for each, level by level. A copy
+    was built by none, and is shown as it is.
     """
     return deepcopy(draw(_programs(depth, root=True)))

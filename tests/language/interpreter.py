@@ -26,8 +26,8 @@ WHOLE = -2
 FOREVER = timedelta(days=40 * 365)
 YEAR = timedelta(days=365)
 SILENCE = timedelta(days=1)
-"""How long a child that is spoken to waits for it: what goes on behind a cancel that others have met
-may be cancelled between the child and the word to it, and then the child is not."""
+"""How long a child that is spoken to waits for it: what goes on behind a cancel that others have
+met may be cancelled between the child and the word to it, and then the child is not."""
 
 
 class BrokenError(Exception):
