@@ -18,7 +18,9 @@ from tests.language import grammar
 from tests.language.grammar import PAUSE_S, UNHEARD_S, Body, Never, Node, Program
 
 Place = tuple[str, str, int]
-"""(process_id, key, index); the key of an undo has a "~" before it."""
+"""(process_id, key, index); the key of an undo has UNDO before it."""
+
+UNDO = "~"
 
 WHOLE = -2
 """In place of an index: of all items of a map together."""
@@ -146,7 +148,7 @@ class Interpreter:
             return key
 
         async def undo(of: str) -> None:
-            world.act("~")
+            world.act(UNDO)
             if node.undo == "breaks" and not world.mended:
                 raise BrokenError(f"undo of {of}")
 

@@ -25,7 +25,7 @@ from durabletask._notes import (
 )
 from durabletask._transitions import NEXT, may_follow
 from durabletask.storage import Checkpoint, Form, Kind, Snapshot
-from tests.language.interpreter import Place, Ran, Seen
+from tests.language.interpreter import UNDO, Place, Ran, Seen
 from tests.language.play import Played, Written
 
 HOW_IT_WENT = frozenset({Kind.WAIT, Kind.RETRY, Kind.OVERTAKEN, Kind.START, Kind.HEARTBEAT})
@@ -156,7 +156,7 @@ def _run_after_the_record(played: Played, *, retried: bool) -> Iterator[str]:
         elif isinstance(each, Written) and not retried:
             for held in each.unit.checkpoints:
                 if held.kind in (Kind.DO, Kind.UNDO):
-                    mark = "~" if held.kind is Kind.UNDO else ""
+                    mark = UNDO if held.kind is Kind.UNDO else ""
                     at = (each.unit.process_id, mark + held.key, held.index)
                     recorded[at] = each.unit.epoch
                 elif held.kind is Kind.RETRY:
@@ -230,13 +230,17 @@ def _cancelled_twice(played: Played) -> Iterator[str]:
 
 
 def _order_of_undos(played: Played) -> Iterator[str]:
-    """Rule 8: undone is in the reverse order of completion."""
-    for process_id, snapshot in played.snapshots.items():
-        done = [(held.key, held.index) for held in snapshot.checkpoints if held.kind is Kind.DO]
-        undone = [(held.key, held.index) for held in snapshot.checkpoints if held.kind is Kind.UNDO]
+    """Rule 8: undone is in the reverse order of completion; one that has failed may come again."""
+    begun: dict[str, dict[tuple[str, int], None]] = {}
+    for each in played.world.trace:
+        if isinstance(each, Ran) and each.at[1].startswith(UNDO):
+            begun.setdefault(each.at[0], {})[each.at[1].removeprefix(UNDO), each.at[2]] = None
+    for process_id, undone in begun.items():
+        held = played.snapshots[process_id].checkpoints
+        done = [(each.key, each.index) for each in held if each.kind is Kind.DO]
         places = [done.index(each) for each in undone if each in done]
         if places != sorted(places, reverse=True):
-            yield f"{process_id}: undone in the order {undone}, done as {done}"
+            yield f"{process_id}: undone in the order {[*undone]}, done as {done}"
 
 
 def _statuses(played: Played) -> Iterator[str]:

@@ -405,6 +405,8 @@ class _Life:
             await client.get(ID).retry()
         except DurableTaskError:
             return False
+        # What became due while it had ended was refused.
+        await self.of.raise_until((self.of.clock.now() - VIRTUAL_START).total_seconds())
         return True
 
 
