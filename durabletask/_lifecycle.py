@@ -1,6 +1,6 @@
 """How far the run of one process is: its phase, its open waits, its units on their way.
 
-It refuses to know what the units hold and what user code is told (`_run`).
+It refuses to know what the units hold and what user code is told (`_recorded`).
 """
 
 import asyncio

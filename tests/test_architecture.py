@@ -46,6 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_deadline",),
     # One process, from its journal to its end.
     ("_lifecycle", "_caller"),
+    ("_recorded",),
     ("_run",),
     ("_transaction", "_heartbeat", "_once", "_report"),
     ("_steps", "_waits", "_variable", "_branch", "_durable_call"),
