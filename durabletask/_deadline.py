@@ -5,6 +5,7 @@ and what its `async with` does is told in `_timeout`.
 """
 
 import asyncio
+import sys
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -42,6 +43,8 @@ class Deadline:
         task: The one that entered it; its end cancels that one.
         is_recorded_over: Whether an earlier run has left it because of its time.
         has_fired: Whether it has cancelled its task.
+        outlived: How many requests to cancel its task has outlived: those that it
+            was entered with, and those that never came to anything.
     """
 
     __slots__ = (
@@ -51,6 +54,7 @@ class Deadline:
         "has_fired",
         "is_recorded_over",
         "key",
+        "outlived",
         "run",
         "task",
     )
@@ -64,6 +68,7 @@ class Deadline:
         self.task = task
         self.is_recorded_over = False
         self.has_fired = False
+        self.outlived = task.cancelling()
         self._gating = False
         self._left: list[asyncio.Future[None]] | None = []
 
@@ -124,6 +129,29 @@ def fired(run: Timed) -> str:
         if deadline.has_fired and deadline.run is run:
             return deadline.key
     return ""
+
+
+def outlive() -> None:
+    """Take note that the current task goes on, however often it was to be cancelled.
+
+    Before Python 3.13 a `TaskGroup` that fails while it is waited for leaves a request
+    behind on its task for good. `asyncio.timeout` then takes its own for somebody else's,
+    and lets a CancelledError out; what is noted here keeps a durable timeout from that.
+    """
+    task = asyncio.current_task()
+    if task is None or not task.cancelling() or _is_unwinding():
+        return
+    for deadline in OPEN.get():
+        if deadline.task is task and not deadline.has_fired:
+            deadline.outlived = max(deadline.outlived, task.cancelling())
+
+
+def _is_unwinding() -> bool:
+    """Return whether the current code stands in a `finally` or `except` of a cancellation."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, asyncio.CancelledError):
+        error = error.__context__
+    return error is not None
 
 
 def fire_again(run: Timed, key: str) -> None:

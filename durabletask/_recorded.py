@@ -17,7 +17,7 @@ import durabletask._notes as _notes
 from durabletask._caller import check_caller
 from durabletask._codec import Shape
 from durabletask._culprits import mark
-from durabletask._deadline import fire_again, fired
+from durabletask._deadline import OPEN, fire_again, fired, outlive
 from durabletask._errors import (
     DecodeError,
     LimitExceededError,
@@ -80,6 +80,8 @@ class RecordedRun(Lifecycle):
     def check_caller(self, key: str) -> None:
         """Refuse a call that is not made by the process itself, between its steps."""
         check_caller(self, key)
+        if OPEN.get() and self._overtaken is None:
+            outlive()
 
     def check_steps(self, count: int) -> None:
         """Warn of too many checkpoints, and refuse what is beyond the limit."""

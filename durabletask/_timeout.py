@@ -24,7 +24,7 @@ class DurableTimeout:
     """What `Process.timeout` returns: for one `async with`."""
 
     __slots__ = (
-        "_around", "_deadline", "_due_at", "_held", "_is_fresh", "_key", "_limit", "_requests",
+        "_around", "_deadline", "_due_at", "_held", "_is_fresh", "_key", "_limit",
         "_run", "_timer",
     )  # fmt: skip
 
@@ -34,7 +34,6 @@ class DurableTimeout:
         self._limit = limit
         self._held: Checkpoint | None = None
         self._is_fresh = True
-        self._requests = 0
         self._around: tuple[Deadline, ...] = ()
         self._deadline: Deadline | None = None
         self._timer: asyncio.Future[None] | None = None
@@ -66,7 +65,6 @@ class DurableTimeout:
             raise WrongContextError(f"timeout {key!r} was entered outside a task")
         due_at = self._begin()
         self._due_at = self._due_at or due_at
-        self._requests = task.cancelling()
         self._deadline = Deadline(run, key, due_at, task)
         self._deadline.is_recorded_over = over
         self._around = OPEN.get()
@@ -98,7 +96,7 @@ class DurableTimeout:
         is_over = False
         if deadline.has_fired:
             left = deadline.task.uncancel()
-            is_over = left <= self._requests and kind is asyncio.CancelledError
+            is_over = left <= deadline.outlived and kind is asyncio.CancelledError
         if self._held is None:
             both = deadline.has_fired and not is_over and kind is asyncio.CancelledError
             cancelled = run.cancel_note() if both else None

@@ -1,0 +1,136 @@
+"""`proc.timeout` around task groups that have failed, and in code that unwinds.
+
+Before Python 3.13 such a group leaves its task one request to cancel for good,
+by which `asyncio.timeout` then takes its own end for somebody else's.
+"""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from durabletask import Process
+from tests.engine.world import World, virtual
+
+
+async def broken() -> None:
+    raise ValueError("planted")
+
+
+async def nop() -> None:
+    """Do nothing; a step."""
+
+
+async def fail_a_group(proc: Process, key: str) -> None:
+    """Let a task group fail while it is waited for, and go on."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(proc.do(key, broken))
+    except* Exception:
+        pass
+
+
+async def bring_to_an_end(world: World, process: Any) -> Any:
+    async with world.host(process) as host:
+        return await host.get(process, "p").result()
+
+
+@pytest.mark.parametrize("die_after_s", [1.0, 100.0])
+@pytest.mark.parametrize(
+    ("last", "down_s"),
+    [("event", 0.0), ("event", 1000.0), ("step", 0.0), ("step", 1000.0), ("no call", 0.0)],
+)
+def test_a_timeout_around_groups_that_have_failed(
+    die_after_s: float, last: str, down_s: float
+) -> None:
+    """Rule 6: its end is a TimeoutError, first and again; so is that of the one around it."""
+
+    @virtual
+    async def body(world: World) -> None:
+        stories: list[str] = []
+
+        async def process(proc: Process) -> str:
+            story = []
+            try:
+                async with proc.timeout("outer", 60):
+                    await fail_a_group(proc, "first")
+                    try:
+                        async with proc.timeout("inner", 30):
+                            await fail_a_group(proc, "second")
+                            await fail_a_group(proc, "third")
+                            await proc.do("fourth", nop)
+                            if last == "step":
+                                await proc.do("fifth", asyncio.sleep, 10_000.0)
+                            elif last == "event":
+                                await proc.event("never")
+                            else:
+                                await asyncio.sleep(10_000.0)
+                    except TimeoutError:
+                        story.append("inner")
+                    await proc.event("never again")
+            except TimeoutError:
+                story.append("outer")
+            stories.append(" ".join(story))
+            if len(stories) == 1:
+                await asyncio.sleep(1_000)
+            return stories[-1]
+
+        await world.begin_and_die(process, after_s=die_after_s)
+        await asyncio.sleep(down_s)
+        assert await bring_to_an_end(world, process) == "inner outer"
+        assert set(stories) == {"inner outer"}
+
+    body()
+
+
+async def unwind(proc: Process, story: list[str]) -> None:
+    """Be cancelled in a durable timeout, and clean up for longer than that lasts."""
+    async with proc.timeout("inner", 30):
+        try:
+            await proc.event("never")
+        finally:
+            await proc.do("clean", nop)
+            story.append("cleaning")
+            await proc.event("never again")
+
+
+async def in_a_timeout(proc: Process) -> str:
+    story: list[str] = []
+    try:
+        async with asyncio.timeout(10):
+            await unwind(proc, story)
+    except TimeoutError as error:
+        story.append(str(error) or "asyncio")
+    return " ".join(story)
+
+
+async def in_a_group(proc: Process) -> str:
+    story: list[str] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail_later(proc))
+            await unwind(proc, story)
+    except* ValueError as errors:
+        story.append(str(len(errors.exceptions)))
+    return " ".join(story)
+
+
+async def fail_later(proc: Process) -> None:
+    await proc.delay("later", timedelta(seconds=10))
+    raise ValueError("planted")
+
+
+@pytest.mark.parametrize(
+    ("process", "story"), [(in_a_timeout, "cleaning asyncio"), (in_a_group, "cleaning 1")]
+)
+def test_a_timeout_that_ends_in_code_that_unwinds(process: Any, story: str) -> None:
+    """Rule 6: what is cancelled from around it stays so, though the cleaning up outlasts it."""
+
+    @virtual
+    async def body(world: World) -> None:
+        async with world.host(process) as host:
+            handle = await host.spawn(process, "p")
+            assert await handle.result() == story
+
+    body()
