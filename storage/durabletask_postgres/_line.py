@@ -127,10 +127,14 @@ class Line:
     @property
     def usable(self) -> bool:
         """Whether it is open and between two transactions."""
+        return not self._closed and not self.connection.is_in_transaction()
+
+    @property
+    def _closed(self) -> bool:
         try:
-            return not self.connection.is_closed() and not self.connection.is_in_transaction()
+            return self.connection.is_closed()
         except asyncpg.InterfaceError:
-            return False  # it has ended, and the pool that it came from has taken note
+            return True  # it has ended, and the pool that it came from has taken note
 
     def detach(self) -> None:
         """Listen no more to what the server says; the connection goes back to its owner."""
@@ -195,6 +199,15 @@ class Line:
         except DRIVER_ERRORS as error:
             self.terminate()
             raise storage_error(error, sent=True) from error
+        except AttributeError as error:
+            # The driver goes on with a protocol that is None where `_look` has ended the connection
+            # between two messages of one call: the first was answered in the moment it was late,
+            # as happens to a program that was stopped for a while.
+            late = self._closed
+            self.terminate()
+            if not late:
+                raise
+            raise StorageUnknownError("the answer of Postgres was lost: it was late") from error
         except BaseException:
             # Before asyncpg's own task to cancel the statement has taken its first step.
             self.terminate()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 from typing import Any
 
 import pytest
@@ -197,6 +198,31 @@ async def test_no_answer_in_time_is_unknown(postgres: Postgres, control: Control
         assert other["pid"] != row["pid"]
         await control.open(4715)
         await control.wait_gone(row["pid"])
+
+
+async def test_an_answer_that_comes_with_the_end_of_the_patience_is_unknown(
+    postgres: Postgres,
+) -> None:
+    """F080: a program that stood still meets the answer and the end of its patience at once.
+
+    The connection is then ended between two messages of one call: prepared, and not yet executed.
+    """
+    async with connections_of(postgres.dsn) as connections:
+        line = await connections.dial()
+        connection: Any = line.connection
+        timeout_s = 0.02
+        call = asyncio.create_task(
+            line.fetch("select 4719", (), explicit=False, timeout_s=timeout_s)
+        )
+        await asyncio.sleep(0)
+        late_s = asyncio.get_running_loop().time() + timeout_s
+        # The loop stands still, as that of a program does that was stopped.
+        select.select([connection._transport.get_extra_info("socket").fileno()], [], [])
+        while asyncio.get_running_loop().time() <= late_s:
+            pass
+        with pytest.raises(StorageUnknownError):
+            await call
+        assert not line.usable
 
 
 async def test_one_silent_connection_is_waited_for_and_not_all(
