@@ -47,21 +47,22 @@ class Client:
             freed: Whether this program holds the folder by now. Then the
                 letters are taken back and the answer is None.
 
-        What the folder refuses is an answer too: "unavailable" to a letter that
-        was not sent, "unknown" to one that may have been read.
+        What the folder refuses, once it is free or before, is an answer too:
+        "unavailable" to a letter that was not sent, "unknown" to one that may
+        have been read.
         """
         until = now + timedelta(seconds=self._timeout_s)
         names = {f"{self._name}-{next(self._numbers):08d}": request for request in requests}
         answers: dict[str, Answer] = {}
         sent: set[str] = set()
-        trouble: OSError | None = None
+        trouble: Exception | None = None
         try:
             for name, request in names.items():
                 _inbox.send(self._folder, name, request, until)
                 sent.add(name)
             if self._wait(names, answers, freed):
                 return None
-        except OSError as error:
+        except (OSError, StorageError) as error:
             trouble = error
         finally:
             for name in names.keys() - answers.keys():
@@ -99,10 +100,10 @@ class Client:
                     return True
         return False
 
-    def _unanswered(self, is_sent: bool, trouble: OSError | None) -> StorageError:
+    def _unanswered(self, is_sent: bool, trouble: Exception | None) -> StorageError:
         if not is_sent:
             return StorageUnavailableError(f"the inbox cannot be used: {trouble}")
         text = f"the program that holds the folder did not reply within {self._timeout_s:g} s"
         if trouble is not None:
-            text = f"the inbox cannot be used any more: {trouble}"
+            text = f"the folder cannot be used any more: {trouble}"
         return StorageUnknownError(text, hint="repeat the same call; that is harmless")

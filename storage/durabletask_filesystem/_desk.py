@@ -44,7 +44,9 @@ class Desk:
         """Create processes; see the seam for the rules.
 
         Raises:
-            StorageCorruptError: An id exists and its record is damaged; nothing was written.
+            StorageCorruptError: An id exists and its record is known to be damaged; nothing was
+                written.
+            DamageError: Likewise, found only now: those before it are written.
             InvalidArgumentError: An input is not JSON; nothing was written.
         """
         for new in news:

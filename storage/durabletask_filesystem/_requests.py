@@ -145,4 +145,7 @@ Answer = (
     | None
     | DurableTaskError
 )
-"""What the seam's method returns; an error concerns its request alone, which wrote nothing."""
+"""What the seam's method returns; an error concerns its request alone.
+
+After a `StorageCorruptError` or an `InvalidIdError` rows before the one that it is about may be
+written; after any other error nothing of the request is."""

@@ -17,6 +17,7 @@ from durabletask.errors import (
     StorageError,
     StorageFailedError,
     StorageUnavailableError,
+    StorageUnknownError,
 )
 from durabletask.storage import Clock, Status
 from durabletask_filesystem._commit import Committer
@@ -151,6 +152,7 @@ class Store:
 
         Raises:
             StorageUnavailableError: Nothing of the whole batch was written; a repeat may work.
+            StorageUnknownError: What stands before a `Compact` was written, and the rest was not.
             StorageFailedError: The store is poisoned for good.
         """
         self._check_usable()
@@ -164,6 +166,8 @@ class Store:
             for request in requests:
                 try:
                     answers.append(self._answer(request, now))
+                except StorageFailedError:
+                    raise  # poisoned, by a merge: whatever else was written could be lost
                 except DurableTaskError as error:
                     answers.append(error)
                 except UnicodeEncodeError as error:
@@ -176,7 +180,7 @@ class Store:
         except SyncError as error:
             raise self._poison(f"a sync failed: {error}") from error
         except OSError as error:
-            raise self._take_back(error) from error
+            raise self._take_back(error, in_part=Compact() in requests) from error
         self._failed = None
         if self._log.end >= self._segment_bytes_max:
             self.rotate()
@@ -255,8 +259,13 @@ class Store:
         self._failed = why
         return StorageFailedError(why, hint="open the folder anew")
 
-    def _take_back(self, error: OSError) -> StorageUnavailableError | StorageFailedError:
-        """Undo a batch whose write failed, on disk and in memory."""
+    def _take_back(self, error: OSError, *, in_part: bool) -> StorageError:
+        """Undo a batch whose write failed, on disk and in memory.
+
+        Args:
+            error: What failed.
+            in_part: A `Compact` amid the batch may have made durable what stands before it.
+        """
         before = self._leases
         self._failed = None
         try:
@@ -266,6 +275,8 @@ class Store:
         except (OSError, DurableTaskError) as second:
             return self._poison(f"a write failed ({error}), and could not be undone: {second}")
         self._leases.resume(before)
+        if in_part:
+            return StorageUnknownError(f"a write failed behind a compaction: {error}")
         return StorageUnavailableError(f"the write failed and was undone: {error}")
 
     # --- keeping house -------------------------------------------------------------------

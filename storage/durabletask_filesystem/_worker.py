@@ -6,7 +6,7 @@ one batch; where that fails, another program has it and is asked by letter.
 
 from collections.abc import Sequence
 
-from durabletask.errors import StorageBusyError
+from durabletask.errors import StorageBusyError, StorageUnavailableError, StorageUnknownError
 from durabletask.storage import Clock
 from durabletask_filesystem._client import Client
 from durabletask_filesystem._files import Folder
@@ -80,7 +80,11 @@ class Worker:
         if asked:
             answers = self._client.ask(asked, self._clock.now(), self._is_free)
         if answers is None:
-            return self.work(requests, False)
+            try:
+                return self.work(requests, False)
+            except StorageUnavailableError as error:
+                # True of this attempt; who had the folder may have done what the letters asked.
+                raise StorageUnknownError(f"the folder became free, but {error}") from error
         came = iter(answers)
         return [next(came) if isinstance(request, ClientRequest) else busy for request in requests]
 

@@ -220,6 +220,42 @@ def test_a_letter_that_was_sent_is_not_called_unwritten(tmp_path: Path, room: in
     assert list((tmp_path / "inbox").iterdir()) == []
 
 
+class _FullOnce(RealFolder):
+    """A folder that refuses the next writing when told to."""
+
+    full = False
+
+    def open_end(self, name: str) -> File:
+        if self.full:
+            self.full = False
+            raise OSError(errno.ENOSPC, "planted")
+        return super().open_end(name)
+
+
+@pytest.mark.parametrize("opened", [True, False])
+async def test_a_letter_is_not_called_unwritten_by_who_serves_itself(
+    tmp_path: Path, opened: bool
+) -> None:
+    """F027 F053: the host may have done it before it let go; the disk is full for the second."""
+    other, mine = RealFolder(tmp_path), _FullOnce(tmp_path)
+    async with two(tmp_path) as (host, _):
+        await host.create([new("a")])
+        client = FileSystemStorage(tmp_path, folder=mine)
+        if opened:
+            await client.read(["a"])
+        other.lock("LOCK", b"{}")
+        call = asyncio.ensure_future(client.create([new("b")]))
+        while not list((tmp_path / "inbox").glob("*.req")):
+            await asyncio.sleep(0)
+        mine.full = True
+        other.unlock()
+        with pytest.raises(StorageUnknownError, match="planted"):
+            await call
+        assert list((tmp_path / "inbox").iterdir()) == []
+        assert (await client.create([new("b")]))[0].fresh
+        await client.close()
+
+
 async def test_letters_of_no_use_are_removed(tmp_path: Path) -> None:
     """A late or broken request is not executed, and old replies are cleaned away."""
     folder = RealFolder(tmp_path)

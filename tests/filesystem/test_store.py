@@ -1,21 +1,45 @@
 """The synchronous core: what is written is there after reopening, whatever the segments."""
 
+import errno
+from itertools import repeat
 from pathlib import Path
 
 import pytest
 
-from durabletask.errors import LeaseLostError, StorageBusyError
+from durabletask.errors import (
+    LeaseLostError,
+    StorageBusyError,
+    StorageFailedError,
+    StorageUnavailableError,
+    StorageUnknownError,
+)
 from durabletask.storage import DONE, Leave, NewEvent, Query, Refusal, Status
+from durabletask_filesystem._compaction import mergeable
+from durabletask_filesystem._disk import RealFolder
+from durabletask_filesystem._files import File
 from durabletask_filesystem._requests import (
     CloseLease,
     Commit,
+    Compact,
     Create,
     Deliver,
     ListPage,
     Purge,
     Read,
 )
-from tests.filesystem.stores import FINISH, ask, claim, crash, done, lease_of, new, open_store, unit
+from durabletask_filesystem._store import Store
+from tests.filesystem.stores import (
+    CLOCK,
+    FINISH,
+    ask,
+    claim,
+    crash,
+    done,
+    lease_of,
+    new,
+    open_store,
+    unit,
+)
 
 
 @pytest.mark.parametrize("rotations", [0, 1, 2])
@@ -168,4 +192,60 @@ def test_compaction_keeps_what_can_be_asked_for(tmp_path: Path) -> None:
     assert text.count(b'"id":"p4"') == 1  # that it was purged
     claims = claim(store, lease_of(store, "h2"))
     assert [each.row.process_id for each in claims.claimed] == ["p5", "p0", "p1"]
+    store.close()
+
+
+class _Planted(RealFolder):
+    """A disk that fails where it is told to."""
+
+    bad_entries = bad_opening = False
+
+    def sync_entries(self, subfolder: str = "") -> None:
+        if self.bad_entries and not subfolder:
+            raise OSError(errno.EIO, "planted")
+        super().sync_entries(subfolder)
+
+    def open_end(self, name: str) -> File:
+        if self.bad_opening and not name.endswith("1.log"):
+            self.bad_opening = False
+            raise OSError(errno.ENOSPC, "planted")
+        return super().open_end(name)
+
+
+@pytest.mark.parametrize("slices", [False, True])
+def test_a_failed_sync_amid_a_merge_is_final(tmp_path: Path, slices: bool) -> None:
+    """F026 C43: which manifest is there is unknown: what went on in the old segment got lost."""
+    folder = _Planted(tmp_path)
+    store = Store.open(folder, CLOCK)
+    lease = lease_of(store)
+    ask(store, Create((new("a"),), lease))
+    if slices:
+        store.rotate()
+        store._begin_compaction(mergeable(store._log))
+    folder.bad_entries = True
+    step = [Compact(slice=slices)]
+    with pytest.raises(StorageFailedError, match="MANIFEST"):
+        list(map(store.apply, repeat(step)))
+    folder.bad_entries = False
+    with pytest.raises(StorageFailedError):
+        ask(store, Create((new("b"),), lease))
+    crash(store)
+    again = open_store(tmp_path)
+    assert [each and each.row.process_id for each in ask(again, Read(("a", "b")))] == ["a", None]
+    again.close()
+
+
+def test_what_a_compaction_has_made_durable_is_not_called_undone(tmp_path: Path) -> None:
+    """F027: of a batch with a compaction in it, the disk is full behind that: unknown."""
+    folder = _Planted(tmp_path)
+    store = Store.open(folder, CLOCK)
+    folder.bad_opening = True
+    with pytest.raises(StorageUnknownError, match="planted"):
+        store.apply([Create((new("a"),)), Compact(), Create((new("b"),))])
+    assert [each and each.row.process_id for each in ask(store, Read(("a", "b")))] == ["a", None]
+    folder.bad_opening = True
+    store._log.close_file()
+    with pytest.raises(StorageUnavailableError):
+        store.apply([Create((new("b"),))])
+    assert ask(store, Read(("b",))) == (None,)
     store.close()
