@@ -250,7 +250,6 @@ class Map:
                 self._asked_to_stop = True
                 for task in tasks:
                     task.cancel()
-        run.forget_overtaken(tasks)
         run.check_interrupted()
         if self._interrupted:
             raise ProcessInterrupted

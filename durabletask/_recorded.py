@@ -7,7 +7,6 @@ process from outside (`_run`).
 
 import asyncio
 import logging
-from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -80,7 +79,7 @@ class RecordedRun(Lifecycle):
     def check_caller(self, key: str) -> None:
         """Refuse a call that is not made by the process itself, between its steps."""
         check_caller(self, key)
-        if OPEN.get() and self._overtaken is None:
+        if OPEN.get() and asyncio.current_task() not in (self._overtaken or ()):
             outlive()
 
     def check_steps(self, count: int) -> None:
@@ -285,15 +284,16 @@ class RecordedRun(Lifecycle):
         if task is not None and task.cancelling():
             if self._overtaken is None:
                 self._overtaken = {}
+            if task not in self._overtaken:
+                task.add_done_callback(self._forget_overtaken)
             self._overtaken[task] = task.cancelling()
             self.gated = True
         return task
 
-    def forget_overtaken(self, tasks: "Iterable[asyncio.Task[Any]]") -> None:
-        """Forget the cancellations that tasks would have met, had they not ended."""
-        if self._overtaken is not None:
-            for task in tasks:
-                self._overtaken.pop(task, None)
+    def _forget_overtaken(self, task: "asyncio.Task[Any]") -> None:
+        """Forget the cancellation of a task that has met it, or has ended and never will."""
+        if self._overtaken is not None and self._overtaken.pop(task, None):
+            task.remove_done_callback(self._forget_overtaken)
             self._overtaken = self._overtaken or None
             self.regate()
 
@@ -303,7 +303,7 @@ class RecordedRun(Lifecycle):
         if self._overtaken is None or task is None or task not in self._overtaken:
             return False
         requests = self._overtaken[task]
-        self.forget_overtaken((task,))
+        self._forget_overtaken(task)
         return task.cancelling() >= requests
 
     def cancel_note(self) -> _notes.CancelNote:

@@ -112,12 +112,10 @@ class Run(RecordedRun):
         met = task.cancelling() >= self._overtaken[task]
         if met and not self.journal.is_new(key, index):
             return
-        del self._overtaken[task]
-        if not self._overtaken:
-            self._overtaken = None
-            self.regate()
         if met:
-            self.ask(kind, key, index)
+            self.ask(kind, key, index)  # before it is forgotten, or the task had outlived it
+        self._forget_overtaken(task)
+        if met:
             await self.record_cancelled(kind, key, index)
             raise asyncio.CancelledError
 

@@ -1,4 +1,4 @@
-"""`proc.timeout` around task groups that have failed, and in code that unwinds.
+"""`proc.timeout` around task groups that have failed, in code that unwinds, and what else they meet.
 
 Before Python 3.13 such a group leaves its task one request to cancel for good,
 by which `asyncio.timeout` then takes its own end for somebody else's.
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from durabletask import Process
+from durabletask import Process, ProcessHost
 from tests.engine.world import World, virtual
 
 
@@ -134,3 +134,84 @@ def test_a_timeout_that_ends_in_code_that_unwinds(process: Any, story: str) -> N
             assert await handle.result() == story
 
     body()
+
+
+def slow_to_record(world: World, process: Any) -> ProcessHost:
+    """Make a host whose records take half a second, so that what ends may overtake a cancel."""
+
+    async def half_a_second(call: str) -> None:
+        if call == "commit":
+            await asyncio.sleep(0.5)
+
+    host = world.host(process)
+    world.wires[host].before = half_a_second
+    return host
+
+
+async def broken_after(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+    raise ValueError("planted")
+
+
+async def overtaken_in_a_group(proc: Process) -> str:
+    try:
+        async with proc.timeout("outer", 60):
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(proc.do("fails", broken_after, 1.0))
+                    # On its way to the storage when the other one is told, and its last call.
+                    group.create_task(proc.do("ends", asyncio.sleep, 1.2))
+            except* Exception:
+                pass
+            await proc.event("never")
+    except TimeoutError:
+        return "over"
+    return "?"
+
+
+async def overtaken_in_a_timeout(proc: Process) -> str:
+    story: list[str] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(broken_after(1.7))
+            async with proc.timeout("inner", 30):
+                await proc.do("ends", asyncio.sleep, 1.2)
+                try:
+                    await proc.event("never")  # meets what the result has overtaken
+                finally:
+                    story.append("cleaning")
+                    await proc.event("never again")
+    except* ValueError:
+        story.append("group")
+    except* TimeoutError:
+        story.append("timeout")
+    return " ".join(story)
+
+
+@pytest.mark.parametrize(
+    ("process", "story"),
+    [(overtaken_in_a_group, "over"), (overtaken_in_a_timeout, "cleaning group")],
+)
+def test_a_timeout_and_results_that_overtake_a_cancellation(process: Any, story: str) -> None:
+    """Rule 6: neither a task that has ended nor what is met only now changes whose its end is."""
+
+    @virtual
+    async def body(world: World) -> None:
+        async with slow_to_record(world, process) as host:
+            assert await (await host.spawn(process, "p")).result() == story
+
+    body()
+
+
+@virtual
+async def test_what_a_result_overtook_is_forgotten_with_its_task(world: World) -> None:
+    """DESIGN 5, everything bounded: a process keeps no task that has ended, nor looks for it."""
+    kept: list[object] = []
+
+    async def process(proc: Process) -> None:
+        await overtaken_in_a_group(proc)
+        kept.append((proc._run._overtaken, proc._run.gated))
+
+    async with slow_to_record(world, process) as host:
+        await (await host.spawn(process, "p")).result()
+    assert kept == [(None, False)]
