@@ -105,7 +105,7 @@ def let_finish(run: Run, undos: Undos, body: Callable[[], Any]) -> Callable[[], 
     """
 
     async def whole() -> Any:
-        attempt = run.services.loop.create_task(_with_fatal(body), name=run.process_id)
+        attempt = run.services.loop.create_task(_steps.with_fatal(body), name=run.process_id)
         undos.attempts.add(attempt)
         while not attempt.done():
             try:
@@ -124,14 +124,6 @@ def let_finish(run: Run, undos: Undos, body: Callable[[], Any]) -> Callable[[], 
         return value
 
     return whole
-
-
-async def _with_fatal(body: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """Hand what ends the program to whoever waits; out of a task it would end the loop at once."""
-    try:
-        return await body(), None
-    except (KeyboardInterrupt, SystemExit) as error:
-        return None, error
 
 
 # --- the decision -------------------------------------------------------------------------

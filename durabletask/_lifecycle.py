@@ -63,6 +63,7 @@ class Lifecycle:
     """One process in memory, in one epoch, from its claim to its end or interrupt."""
 
     __slots__ = (
+        "_asked",
         "_holds",
         "_input",
         "_phase",
@@ -137,7 +138,9 @@ class Lifecycle:
         self._wait: asyncio.Future[Any] | None = None
         self._wait_due_at: datetime | None = None
         self._waits: dict[asyncio.Future[Any], datetime | None] | None = None
-        # The same of what only time or an interrupt ends, and no request from outside.
+        # Of waits that began although their task had been asked to cancel, how often that was.
+        self._asked: dict[asyncio.Future[Any], int] | None = None
+        # The same as `_waits` of what only time or an interrupt ends, and no request from outside.
         self._holds: dict[asyncio.Future[Any], datetime | None] | None = None
         self.outside: Outside | None = None
         if row.cancel_reason is not None and not row.cancel_met:
@@ -286,6 +289,12 @@ class Lifecycle:
             note: The record that the wait has begun, unless there is one already.
         """
         self.waiting += 1
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # In the `finally` of a cancellation; or it never came to anything, as that of a
+            # `TaskGroup` which failed while it was waited for, before Python 3.13.
+            self._asked = self._asked or {}
+            self._asked[future] = task.cancelling()
         if self._wait is None:
             self._wait, self._wait_due_at = future, due_at
         else:
@@ -310,6 +319,9 @@ class Lifecycle:
 
     def drop(self, future: "asyncio.Future[Any]") -> None:
         """Forget what was kept."""
+        if self._asked is not None:
+            self._asked.pop(future, None)
+            self._asked = self._asked or None
         if future is self._wait:
             self._wait = self._wait_due_at = None
         elif self._waits is not None and future in self._waits:
@@ -326,6 +338,7 @@ class Lifecycle:
             ProcessInterrupted: By an interrupt; otherwise by user code, or from
                 outside: `Run.record_cancelled` tells these apart.
         """
+        asked = 0 if self._asked is None else self._asked.get(future, 0)
         self.wait_ended(future)
         future.cancel()
         if self.interrupted or self._phase is _COMPENSATING:
@@ -334,7 +347,7 @@ class Lifecycle:
         if meeting is not None and future.done() and not future.cancelled():
             task = asyncio.current_task()
             if task is not None and isinstance(future.exception(), CancelMet):
-                meeting.tasks.add(task)
+                meeting.tasks[task] = asked
 
     def step_begins(self) -> None:
         """Count a step as in flight."""

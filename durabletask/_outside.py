@@ -20,8 +20,9 @@ class Meeting:
     __slots__ = ("answer", "checkpoints", "tasks")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.tasks: set[asyncio.Task[Any]] = set()
-        """Those that were met and have not yet said what they record."""
+        self.tasks: dict[asyncio.Task[Any], int] = {}
+        """Those that were met and have not yet said what they record, and how often user code
+        had asked each to cancel before it waited."""
         self.checkpoints: list[Checkpoint] = []
         self.answer: asyncio.Future[UnitOutcome] = loop.create_future()
 

@@ -292,7 +292,7 @@ class RecordedRun(Lifecycle):
 
     def _forget_overtaken(self, task: "asyncio.Task[Any]") -> None:
         """Forget the cancellation of a task that has met it, or has ended and never will."""
-        if self._overtaken is not None and self._overtaken.pop(task, None):
+        if self._overtaken is not None and self._overtaken.pop(task, 0):
             task.remove_done_callback(self._forget_overtaken)
             self._overtaken = self._overtaken or None
             self.regate()

@@ -192,7 +192,7 @@ class Run(RecordedRun):
         task = asyncio.current_task()
         if task is None or task not in meeting.tasks:
             return
-        meeting.tasks.discard(task)
+        asked = meeting.tasks.pop(task)
         checkpoint = self._cancelled(kind, key, index)
         meeting.checkpoints.append(checkpoint)
         while not meeting.answer.done():
@@ -205,7 +205,8 @@ class Run(RecordedRun):
         if outcome.held:
             self.interrupt()  # claimed anew, it recalls what is held
         self.check_interrupted()
-        self._note_overtaken()  # user code may have cancelled it in the same moment
+        if task.cancelling() > asked:
+            self._note_overtaken()  # user code has cancelled it in the same moment
         self.unseal(self.held(outcome, checkpoint), self.services.any_shape)
 
     def _met(self, meeting: Meeting) -> None:

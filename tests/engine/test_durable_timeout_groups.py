@@ -1,4 +1,4 @@
-"""`proc.timeout` around task groups that have failed, in code that unwinds, and what else they meet.
+"""`proc.timeout` around task groups that have failed, in code that unwinds, and their like.
 
 Before Python 3.13 such a group leaves its task one request to cancel for good,
 by which `asyncio.timeout` then takes its own end for somebody else's.
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from durabletask import Process, ProcessHost
+from durabletask.errors import ProcessCancelledError, StepTimeoutError
 from tests.engine.world import World, virtual
 
 
@@ -215,3 +216,44 @@ async def test_what_a_result_overtook_is_forgotten_with_its_task(world: World) -
     async with slow_to_record(world, process) as host:
         await (await host.spawn(process, "p")).result()
     assert kept == [(None, False)]
+
+
+@virtual
+async def test_a_cancellation_from_outside_behind_a_group_that_has_failed(world: World) -> None:
+    """Rule 7: code that undoes by hand is not cancelled by what the group has left behind."""
+
+    async def process(proc: Process) -> str:
+        await fail_a_group(proc, "group")
+        try:
+            await proc.event("never")
+        except ProcessCancelledError:
+            await proc.do("undo", nop)
+        return "undone"
+
+    async with world.host(process) as host:
+        handle = await host.spawn(process, "p")
+        await asyncio.sleep(1)
+        await handle.cancel("enough")
+        assert await handle.result() == "undone"
+
+
+@virtual
+async def test_the_time_of_a_step_in_which_a_group_has_failed(world: World) -> None:
+    """S3.07: it is the step that fails when `timeout=` is over, and nobody has cancelled it."""
+
+    async def body() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(broken())
+        except* ValueError:
+            await asyncio.sleep(1000)
+
+    async def process(proc: Process) -> str:
+        try:
+            await proc.do("slow", body, timeout=10)
+        except StepTimeoutError:
+            return "over"
+        return "?"
+
+    async with world.host(process) as host:
+        assert await (await host.spawn(process, "p")).result() == "over"
