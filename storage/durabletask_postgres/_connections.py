@@ -175,10 +175,14 @@ class Connections:
 
         Errors of the body pass as they are. A body that is cancelled, or ends
         inside of a transaction, costs the connection: it is terminated.
+
+        Raises:
+            StorageUnknownError: A commit of the body's reached no standby.
         """
         line = await self._take()
         try:
             yield line.connection
+            line.check_standby()
         except asyncio.CancelledError:
             line.terminate()
             raise

@@ -214,10 +214,18 @@ class Line:
             raise
         finally:
             self._answer_by_s = None
+        self.check_standby()
+        return answer
+
+    def check_standby(self) -> None:
+        """End the connection if a commit on it was told not to wait for a standby any longer.
+
+        Raises:
+            StorageUnknownError: It was.
+        """
         if self._warned:
             self.terminate()
             raise StorageUnknownError("the commit was recorded here but reached no standby")
-        return answer
 
     def _await_answer(self, timeout_s: float) -> None:
         """Have the connection ended in `timeout_s`; who waits for the answer then meets that."""

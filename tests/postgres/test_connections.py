@@ -3,6 +3,7 @@
 import asyncio
 import os
 import select
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -281,7 +282,19 @@ async def test_a_restart_of_the_server_costs_time_only() -> None:
             assert await connections.fetch(PID)
 
 
-async def test_a_commit_that_no_standby_has_is_unknown() -> None:
+async def _fetch(connections: Connections, write: str) -> None:
+    await connections.fetch(write)
+
+
+async def _use(connections: Connections, write: str) -> None:
+    async with connections.use() as connection:
+        await connection.execute(write)
+
+
+@pytest.mark.parametrize("way", [_fetch, _use])
+async def test_a_commit_that_no_standby_has_is_unknown(
+    way: Callable[[Connections, str], Coroutine[Any, Any, None]],
+) -> None:
     """F061: a wait for a standby that ends early has committed here only: unknown, not done."""
     settings = {"synchronous_standby_names": "nobody", "synchronous_commit": "local"}
     write = (
@@ -291,7 +304,7 @@ async def test_a_commit_that_no_standby_has_is_unknown() -> None:
     with ThrowAwayPostgres(settings=settings) as server:
         server.sql("create table written (a int)")
         async with connections_of(server.dsn) as connections, control_of(server.dsn) as control:
-            call = asyncio.create_task(connections.fetch(write))
+            call = asyncio.create_task(way(connections, write))
             waiting = "from pg_stat_activity where wait_event = 'SyncRep'"
             await control.wait_until(f"select count(*) = 1 {waiting}")
             await control.connection.fetch(f"select pg_cancel_backend(pid) {waiting}")
