@@ -74,7 +74,8 @@ DELIVER_MAX = 1_000
 DELIVER_BYTES = 8 * 1024
 
 WITNESS_LOOK_S = 0.4
-"""Between two looks at the other hosts' sessions, which cost more than the rest of a claim."""
+"""Between two looks at the other hosts' sessions, which cost more than the rest of a claim. Known
+to `fence_the_dead` too."""
 
 _SYSTEM_CLOCK = SystemClock()
 

@@ -782,8 +782,8 @@ $$;
 --
 -- Their processes are let go in parts of `count_max`, one a call: the first are run while the next
 -- are let go. With `more` there is another part. What is `kept` of them, the caller must take from
--- those `hosts`. `look_at` is when a session that is gone, it seems, may be
--- taken for one that has died.
+-- those `hosts`. `look_at` is when to look again, as a session that is gone, it seems, may be taken
+-- for one that has died by then.
 create function durabletask.fence_the_dead(
     me bigint, by_witness boolean, count_max integer, keep text[],
     out fenced boolean, out more boolean, out kept bigint[], out died boolean[],
@@ -866,7 +866,9 @@ begin
         end if;
     end loop;
     if v_grace > '0' and cardinality(v_gone) > 0 then
-        look_at := v_now + v_grace;
+        -- Not sooner than a host asks for a look again, `WITNESS_LOOK_S`: else it comes and does not
+        -- look, and then not before its next poll.
+        look_at := v_now + greatest(v_grace, interval '0.4 s');
     end if;
 end
 $$;
