@@ -108,7 +108,8 @@ class SchemaUser:
         self._select = rewrite('select key from durabletask.user_row order by key collate "C"')
 
     def connection(self) -> AbstractAsyncContextManager[Connection]:
-        return connected(self._dsn)
+        # So that a call which waits for ever for another connection of the test fails.
+        return connected(self._dsn, statement_timeout=f"{PATIENCE_S:g}s")
 
     def transaction(self, connection: Connection) -> AbstractAsyncContextManager[Any]:
         return connection.transaction()

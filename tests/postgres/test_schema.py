@@ -69,6 +69,33 @@ def test_the_database_s_numbers_and_names_are_the_library_s() -> None:
         assert f"'{action}'" in FUNCTIONS
 
 
+WAITS_MAX = {
+    "claim": "1s",
+    "commit_in_turn": "100ms",
+    "commit_units": "100ms",
+    "create_processes": "100ms",
+    "deliver": "100ms",
+    "purge": "100ms",
+    "record_steps": "100ms",
+    "record_within": "5s",
+    "request": "100ms",
+    "reserve": "5s",
+}
+
+
+async def test_nobody_waits_for_long_for_what_a_user_holds(schemas: Schemas) -> None:
+    """G13: what locks a process or an id gives up; without a limit the tests of it stand still."""
+    query = """
+        select p.proname, split_part(c.setting, '=', 2)
+        from pg_proc p cross join unnest(p.proconfig) as c (setting)
+        where p.pronamespace = $1::text::regnamespace and c.setting like 'lock_timeout=%'
+    """
+    with schemas.new() as schema:
+        async with connected(schemas.dsn) as connection:
+            found = dict(tuple(each) for each in await connection.fetch(query, schema))
+    assert found == WAITS_MAX
+
+
 async def test_nothing_depends_on_the_clock_of_a_transaction(
     postgres: Postgres, free_schema: str
 ) -> None:
