@@ -34,17 +34,19 @@ class StepThreads(Executor):
         """Hand a call in, from the loop's thread; its answer is what the future gets.
 
         Raises:
-            RuntimeError: The threads were shut down.
+            RuntimeError: The threads were shut down, or the machine gives no
+                thread; the call will not run.
         """
         if self._ended:
             raise RuntimeError("the threads were shut down")
-        future: Future[T] = Future()
-        self._jobs.put((future, lambda: fn(*args, **kwargs)))
+        # First: a call that waits already would run all the same where no thread is to be had.
         if len(self._threads) < self._count_max and not self._idle.acquire(blocking=False):
             name = f"{self._name}_{len(self._threads)}"
             thread = Thread(target=_work, args=(self._jobs, self._idle), name=name, daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
+        future: Future[T] = Future()
+        self._jobs.put((future, lambda: fn(*args, **kwargs)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

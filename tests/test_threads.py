@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
-from threading import Event, current_thread
+from threading import Event, Thread, current_thread
 
 import pytest
 
@@ -102,3 +102,20 @@ def test_shutdown_drops_what_has_not_begun_and_refuses_what_comes() -> None:
     with pytest.raises(RuntimeError, match="shut down"):
         threads.submit(work)
     threads.shutdown()
+
+
+def test_a_call_without_a_thread_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the machine gives no thread the step is told, and fails; it must not run later."""
+    ran: list[str] = []
+
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads = StepThreads(2, "few")
+    with monkeypatch.context() as patch:
+        patch.setattr(Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            threads.submit(ran.append, "first")
+    threads.submit(ran.append, "second").result(PATIENCE_S)
+    threads.shutdown()
+    assert ran == ["second"]
