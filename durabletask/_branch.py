@@ -16,9 +16,6 @@ from durabletask._model import NO_INDEX, Checkpoint, Event, Form, Kind
 from durabletask._notes import DelayNote, EventNote, encode
 from durabletask._run import Run
 
-RESULT = -2
-"""Index of the call that waits for a child which another call has spawned; both have one key."""
-
 
 @dataclass(frozen=True, slots=True)
 class Won:

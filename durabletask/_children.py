@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 import durabletask._waits as _waits
-from durabletask._branch import RESULT, Won
+from durabletask._branch import Won
 from durabletask._codec import Shape
 from durabletask._culprits import mark
 from durabletask._errors import (
@@ -37,7 +37,7 @@ from durabletask._model import (
     Parent,
     Status,
 )
-from durabletask._notes import CallNote, WaitNote, encode, kind_of
+from durabletask._notes import RESULT, CallNote, WaitNote, encode, kind_of
 from durabletask._refused import why_not
 from durabletask._run import Run
 

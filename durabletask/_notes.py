@@ -6,6 +6,9 @@ import msgspec
 
 from durabletask._model import Kind, Status
 
+RESULT = -2
+"""Index of the call that waits for a child which another call has spawned; both have one key."""
+
 
 class WaitNote(msgspec.Struct, frozen=True, omit_defaults=True):
     """A wait began.

@@ -13,13 +13,13 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 import durabletask._waits as _waits
-from durabletask._branch import RESULT, Branch, Branches, Won
+from durabletask._branch import Branch, Branches, Won
 from durabletask._culprits import mark
 from durabletask._durable_call import DurableCall, DurableWait
 from durabletask._errors import InvalidArgumentError, KeyConflictError, NonDeterminismError
 from durabletask._mailbox import name_of
 from durabletask._model import NO_INDEX, Checkpoint, Event, Form, Kind
-from durabletask._notes import BranchNote, RaceNote, WaitNote, encode
+from durabletask._notes import RESULT, BranchNote, RaceNote, WaitNote, encode
 from durabletask._run import Run
 
 T = TypeVar("T")

@@ -15,6 +15,7 @@ from durabletask._culprits import read_culprits
 from durabletask._errors import InvalidArgumentError, ProcessStateError
 from durabletask._model import NO_INDEX, Checkpoint, Form, Kind, Place, Snapshot, Status
 from durabletask._notes import (
+    RESULT,
     CallNote,
     CancelNote,
     DecisionNote,
@@ -27,9 +28,6 @@ ATTEMPT_NOTES = (Kind.RETRY, Kind.HEARTBEAT, Kind.START, Kind.WAIT, Kind.OVERTAK
 """What stands beside a checkpoint under its key and index, and goes with it."""
 
 _UNDO_NOTES = (Kind.RETRY, Kind.HEARTBEAT)
-NO_RESPAWN = -2
-"""Index of a call that waits for a child which another call has spawned."""
-
 _AGAIN = frozenset({Status.FAILED, Status.QUARANTINED})
 """Statuses in which a child can be retried as well."""
 
@@ -106,6 +104,7 @@ def _plan(
     """
     forget = set(roots | cut_off)
     children: dict[str, None] = {}
+    timeouts: set[str] = set()
     for held in snapshot.checkpoints:
         if _place(held) not in roots:
             continue
@@ -118,7 +117,8 @@ def _plan(
             if taken.again:
                 children[taken.child] = None
         if held.kind is Kind.TIMEOUT:
-            forget.update(_cancelled_by(held.key, snapshot.checkpoints))
+            timeouts.add(held.key)
+    forget.update(_cancelled_by(timeouts, snapshot.checkpoints))
     put_aside = [held for held in snapshot.checkpoints if _place(held) in forget]
     restores = (_restored(held, forget) for held in put_aside)
     return Plan(
@@ -177,7 +177,7 @@ def _taken(held: Checkpoint) -> _Taken | None:
     if kind is Kind.RACE:
         race = msgspec.json.decode(payload, type=RaceNote)
         # Of a child only the result that `spawn` gives can be raced.
-        kind, payload, key, index = race.kind, bytes(race.outcome), race.path[-1], NO_RESPAWN
+        kind, payload, key, index = race.kind, bytes(race.outcome), race.path[-1], RESULT
     if kind is Kind.EVENT:
         return _Taken(msgspec.json.decode(payload, type=EventNote).position)
     if kind is Kind.CALL:
@@ -242,11 +242,11 @@ def _was_cut_off(held: Checkpoint) -> bool:
     return not msgspec.json.decode(held.payload, type=CancelNote).by
 
 
-def _cancelled_by(key: str, checkpoints: Iterable[Checkpoint]) -> Iterator[Place]:
-    """Yield what a durable timeout has cancelled, with what stands beside it."""
-    for held in checkpoints:
+def _cancelled_by(keys: AbstractSet[str], checkpoints: Iterable[Checkpoint]) -> Iterator[Place]:
+    """Yield what durable timeouts have cancelled, with what stands beside it."""
+    for held in checkpoints if keys else ():
         was_cancelled = held.kind is Kind.OVERTAKEN or held.form is Form.CANCELLED
-        if was_cancelled and msgspec.json.decode(held.payload, type=CancelNote).by == key:
+        if was_cancelled and msgspec.json.decode(held.payload, type=CancelNote).by in keys:
             yield _place(held)
             yield from _beside(held.kind, held.key, held.index)
 

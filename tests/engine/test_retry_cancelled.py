@@ -1,13 +1,17 @@
 """`retry` and what the error had cut short on its way out: siblings, timeouts, waits."""
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from durabletask import Process, ProcessHost, Status
+from durabletask._model import Checkpoint
+from durabletask._retry_plan import plan_retry
 from durabletask.errors import ProcessFailedError, ProcessFinishedError, ProcessStateError
 from durabletask.testing.crash import crash_everywhere
 from tests.engine.retrying import Steps, failed, forgotten
@@ -236,3 +240,35 @@ def test_dead_at_every_call() -> None:
     report = crash_everywhere(process, process_id="p", processes=[child], main=main)
     report.check()
     assert report.expected["p", "status"] == "completed"
+
+
+class Counted(tuple[Checkpoint, ...]):  # noqa: SLOT001  (it counts)
+    """Records that count how often somebody goes over all of them."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[Checkpoint]:
+        self.passes += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("count", [2, 40])
+@virtual
+async def test_a_retry_is_planned_in_a_few_passes(world: World, count: int) -> None:
+    """F115: a history with many durable timeouts is gone over as often as one with few."""
+
+    async def process(proc: Process) -> None:
+        for number in range(count):
+            with suppress(TimeoutError):
+                async with proc.timeout(f"t{number}", 1):
+                    await proc.event("never", key=f"e{number}")
+        raise Bug("broken")
+
+    async with world.host(process) as host:
+        await failed(await host.spawn(process, "p"))
+    (snapshot,) = await world.storage.read(["p"], history=True)
+    assert snapshot is not None
+    records = Counted(snapshot.checkpoints)
+    plan = plan_retry(replace(snapshot, checkpoints=records), "e0")
+    assert len(plan.forget) > 2 * count
+    assert records.passes <= 5

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from durabletask import DelayResult, DurableWait, Process, RaceResult, RetryPolicy, current_step
-from durabletask._branch import RESULT
+from durabletask._notes import RESULT
 from durabletask.errors import DurableTaskError, StepError
 from tests.language import grammar
 from tests.language.grammar import PAUSE_S, UNHEARD_S, Body, Never, Node, Program
