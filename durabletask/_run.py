@@ -6,6 +6,7 @@ a step or a wait is (`_steps`, `_waits`) and who started the run (`_runner`).
 """
 
 import asyncio
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -240,7 +241,7 @@ class Run(RecordedRun):
         outside = self.outside
         if outside is None or outside.meeting is not None or not self.journal.is_new(key, index):
             return
-        if self._waits_unreached() and not self.journal.has_begun(key, index):
+        if not self.journal.has_begun(key, index) and any(self._waits_unreached()):
             return  # an earlier run was waiting when it was asked: there it is met, and not here
         self.ask(kind, key, index)
         self.journal.take(Kind.WAIT, key, index)
@@ -284,15 +285,13 @@ class Run(RecordedRun):
         except asyncio.CancelledError:
             self._note_overtaken()
 
-    def _waits_unreached(self) -> list[tuple[Kind, str, int]]:
-        """Return the calls in whose wait an earlier run was, and this one is not yet."""
-        found: list[tuple[Kind, str, int]] = []
+    def _waits_unreached(self) -> Iterator[tuple[Kind, str, int]]:
+        """Yield the calls in whose wait an earlier run was, and this one is not yet."""
         for (noted, key, index), held in (self.journal.notes or {}).items():
             if noted is Kind.WAIT and self.journal.is_new(key, index):
                 kind = _notes.kind_of(msgspec.json.decode(held.payload, type=_notes.WaitNote))
                 if kind is not Kind.TIMEOUT:
-                    found.append((kind, key, index))
-        return found
+                    yield kind, key, index
 
     def _met_unreached(self, outside: Outside) -> list[Checkpoint]:
         """Return what the waits record that are met before this run gets to them.

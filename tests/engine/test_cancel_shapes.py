@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from durabletask import Process, RetryPolicy, Status
+from durabletask import Process, ProcessClient, RetryPolicy, Status
+from durabletask._model import Kind
+from durabletask._notes import WaitNote, kind_of
 from durabletask.errors import ProcessCancelledError, ProcessFailedError, StepError
 from durabletask.storage import Unit
 from tests.engine.world import World, settle, virtual
@@ -251,6 +253,32 @@ async def test_a_wait_that_is_not_reached_again_yet(world: World) -> None:
         assert await handle.result() == ["ProcessCancelledError"] * 2
     (met,) = met_by(world)
     assert sorted(met) == [("event", "a"), ("event", "b")]
+
+
+@virtual
+async def test_many_steps_beside_many_waits_that_are_not_reached_yet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DESIGN 5: each step that begins meanwhile looks for one such wait and not at all of them."""
+    looks = 0
+
+    def counted(note: WaitNote) -> Kind:
+        nonlocal looks
+        looks += 1
+        return kind_of(note)
+
+    async def process(proc: Process) -> None:
+        steps = (proc.do(f"s{n}", asyncio.sleep, 100) for n in range(50))
+        waits = (proc.event(f"e{n}") for n in range(50))
+        await asyncio.gather(*steps, *waits)
+
+    await world.begin_and_die(process)
+    await ProcessClient(world.storage).get("p").cancel()
+    monkeypatch.setattr("durabletask._notes.kind_of", counted)
+    async with world.host(process) as host:
+        with pytest.raises(ProcessCancelledError):
+            await host.get("p").result()
+    assert 50 <= looks <= 50 + 50
 
 
 @virtual
