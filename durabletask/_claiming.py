@@ -54,6 +54,7 @@ class Claiming:
     Args:
         config: Of the host.
         runs: What it runs, by id.
+        resident: Returns how many processes it has in memory, with those held back.
         take: Gets each process that was claimed, and each that there is news of.
         on_broken: Gets the error that ended the lease or the storage.
         new_id: Makes claim ids.
@@ -63,12 +64,14 @@ class Claiming:
         self,
         config: Config,
         runs: Mapping[str, HasMailbox],
+        resident: Callable[[], int],
         take: Callable[[Claimed], None],
         on_broken: Callable[[Exception], None],
         new_id: Callable[[], str],
     ) -> None:
         self._config = config
         self._runs = runs
+        self._resident = resident
         self._take = take
         self._on_broken = on_broken
         self._new_id = new_id
@@ -184,7 +187,7 @@ class Claiming:
         self.places.settle(
             ask.rooms, Counter(each.row.name for each in claims.claimed if each.fresh)
         )
-        self._full = claims.more and len(self._runs) >= config.limits.resident_max
+        self._full = claims.more and self._resident() >= config.limits.resident_max
         next_s = float("inf")
         if claims.next_at is not None:
             next_s = max((claims.next_at - claims.now_at).total_seconds(), POLL_MIN_S)
@@ -192,7 +195,7 @@ class Claiming:
 
     def _next_ask(self) -> _Ask:
         config = self._config
-        free = config.limits.resident_max - len(self._runs)
+        free = config.limits.resident_max - self._resident()
         return _Ask(
             self._new_id(),
             tuple(config.registry),

@@ -50,6 +50,10 @@ class Overdue:
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self._asking: set[asyncio.Task[object]] = set()
 
+    def __len__(self) -> int:
+        """How many processes are held back."""
+        return len(self._held_back)
+
     def __contains__(self, process_id: str) -> bool:
         """Whether a process is held back."""
         return process_id in self._held_back

@@ -74,7 +74,9 @@ class Session:
         self.runs: dict[str, Run] = {}
         self.broken: asyncio.Future[Exception] = self._loop.create_future()
         """Set with the error that ended the lease or the storage."""
-        self._claims = Claiming(config, self.runs, self._take, self._break, self._new_id)
+        self._claims = Claiming(
+            config, self.runs, self._resident, self._take, self._break, self._new_id
+        )
         self.places = self._claims.places
         # News of a process whose creation the storage has acknowledged and we have not yet heard.
         self._early: dict[str, list[Claimed]] = {}
@@ -219,6 +221,9 @@ class Session:
 
     # --- taking processes -------------------------------------------------------------------
 
+    def _resident(self) -> int:
+        return len(self.runs) + len(self._overdue) + len(self._suspects)
+
     def _take(self, claimed: Claimed) -> None:
         if claimed.fresh:
             self._start(claimed)
@@ -226,7 +231,7 @@ class Session:
             self._news(claimed)
 
     async def _create(self, processes: list[NewProcess]) -> Sequence[Created]:
-        lease = self.lease if len(self.runs) < self._config.limits.resident_max else None
+        lease = self.lease if self._resident() < self._config.limits.resident_max else None
 
         async def call() -> Sequence[Created]:
             try:

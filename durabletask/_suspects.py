@@ -28,6 +28,10 @@ class Suspects:
         self._current: str | None = None
         self._held_back: dict[str, list[Claimed]] = {}
 
+    def __len__(self) -> int:
+        """How many processes are held back."""
+        return len(self._held_back)
+
     def __contains__(self, process_id: str) -> bool:
         """Whether a process is held back."""
         return process_id in self._held_back

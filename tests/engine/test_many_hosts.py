@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from datetime import timedelta
 
 import pytest
 
@@ -164,6 +165,40 @@ async def test_claims_are_bounded_by_what_a_host_may_hold(world: World) -> None:
             await host.get(f"p{n}").result()
     assert max(holding) <= 10
     assert len(holding) == 25
+
+
+@pytest.mark.parametrize("why", ["overdue", "suspected"])
+@virtual
+async def test_what_is_held_back_counts_as_what_a_host_holds(world: World, why: str) -> None:
+    """S1.15 (rule 14): resident_max bounds those too that wait for their request or their turn."""
+    from durabletask import Limits
+
+    held: list[int] = []
+
+    async def process(proc: Process) -> None:
+        await asyncio.sleep(10)
+
+    deadline = timedelta(seconds=5) if why == "overdue" else None
+    async with ProcessClient(world.storage, processes=[process], clock=world.clock) as client:
+        for n in range(25):
+            await client.spawn(process, f"p{n}", deadline=deadline)
+    for _ in range(0 if why == "overdue" else 3):
+        dies = world.host(process)
+        await dies.start()
+        await asyncio.sleep(5)
+        world.kill(dies)
+    await asyncio.sleep(10)
+    host = world.host(process, limits=Limits(resident_max=10))
+
+    async def slow(call: str) -> None:
+        held.append(sum(world.row(f"p{n}").owner is not None for n in range(25)))
+        await asyncio.sleep(1 if call == "request" else 0)
+
+    world.wires[host].before = slow
+    async with host:
+        for n in range(25):
+            await host.get(f"p{n}").result()
+    assert max(held) == 10
 
 
 @virtual
