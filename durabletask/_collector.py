@@ -7,6 +7,7 @@ the whole program, so this is for a moment only, and several hosts of a program 
 
 import asyncio
 import gc
+import os
 from threading import Lock
 from typing import Self
 
@@ -68,5 +69,12 @@ class _Resting:
             if self._count == 0 and self._was_enabled:
                 gc.enable()
 
+    def after_fork(self) -> None:
+        """End the rest in a forked child: the loops that would are the parent's."""
+        self._lock = Lock()
+        if self._count and self._was_enabled:
+            gc.enable()
+
 
 _resting = _Resting()
+os.register_at_fork(after_in_child=_resting.after_fork)

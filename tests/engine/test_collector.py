@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -135,3 +137,24 @@ async def test_hosts_of_one_program_count_as_one() -> None:
         assert not gc.isenabled()
         second.end()
         assert gc.isenabled()
+
+
+FORKS = """
+import asyncio, gc, os, sys
+from durabletask._collector import CollectorRest
+
+async def main() -> None:
+    CollectorRest(asyncio.get_running_loop()).begin()
+    assert not gc.isenabled()
+    child = os.fork()
+    if not child:
+        os._exit(0 if gc.isenabled() else 7)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+asyncio.run(main())
+"""
+
+
+def test_a_forked_child_has_it_at_work() -> None:
+    """A worker that a program forks while its host takes in a crowd lives on without that host."""
+    assert subprocess.run([sys.executable, "-c", FORKS], timeout=30, check=False).returncode == 0
