@@ -67,7 +67,7 @@ def _whole(
         async def noted(statement: str, *values: object) -> Sequence[Record]:
             nonlocal answered
             records = await fetch(statement, *values)
-            answered = True
+            answered |= bool(records)  # of whatever is written there is one
             return records
 
         try:

@@ -115,7 +115,10 @@ class Pulse:
                 return await self._renewed()
             except StorageUnknownError as error:
                 _log.debug("a renewal is asked for again: %s", error)
-                return await self._renewed()
+                try:
+                    return await self._renewed()
+                except StorageUnavailableError:
+                    raise error from None  # true of the second question only
 
     async def _renewed(self) -> Lease:
         await self._wait(self._connected)

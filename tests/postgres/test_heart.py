@@ -301,6 +301,22 @@ async def test_a_lost_answer_is_asked_for_again_at_once(postgres: Postgres, sche
             assert await each.heart.renew()
 
 
+async def test_a_lost_answer_is_not_called_unwritten(
+    postgres: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F052: the answer is lost, and then there is no connection: that is true of the repeat only."""
+    troubles = iter([StorageUnknownError("lost"), StorageUnavailableError("refused")])
+
+    async def ask() -> Lease:
+        raise next(troubles)
+
+    async with beating(postgres.dsn, schema) as each:
+        await each.heart.ready()
+        monkeypatch.setattr(each.heart._pulse, "_renewed", ask)
+        with pytest.raises(StorageUnknownError, match="lost"):
+            await each.heart.renew()
+
+
 async def test_a_cancelled_renewal_harms_nobody(
     postgres: Postgres, schema: str, control: Control
 ) -> None:

@@ -4,11 +4,16 @@ from collections.abc import Callable
 
 import pytest
 
-from durabletask.errors import LeaseLostError, StorageFormatError, StorageUnknownError
+from durabletask.errors import (
+    LeaseLostError,
+    StorageFormatError,
+    StorageUnavailableError,
+    StorageUnknownError,
+)
 from durabletask.storage import Kind, ProcessRow, Status, Unit
-from durabletask.testing._conformance.world import child, new, step, unit
+from durabletask.testing._conformance.world import child, event, new, step, unit
 from durabletask_postgres._sql import Statements
-from tests.postgres.gates import fence_behind
+from tests.postgres.gates import fence_behind, plant
 from tests.postgres.server import Postgres
 from tests.postgres.stores import connected, make, new_world
 
@@ -77,10 +82,29 @@ async def test_creations_are_not_called_unwritten_where_the_rest_cannot_be_read(
         await user.execute(rename)
         with pytest.raises(StorageUnknownError):
             await world.storage.create([new("made"), new("there")])
+        with pytest.raises(StorageFormatError):
+            await world.storage.create([new("there")])  # of which nothing was to be written
         await user.execute(f"alter view {free_schema}.away rename to process_row")
         created, there = await world.storage.create([new("made"), new("there")])
         assert created.fresh
         assert there.row is not None
+
+
+@pytest.mark.parametrize("function", ["create_processes", "post_letter"])
+async def test_what_ends_with_the_users_session_was_not_written(
+    postgres: Postgres, free_schema: str, function: str
+) -> None:
+    """F050: a user's transaction that ends with its session is rolled back: nobody need doubt."""
+    await make(postgres.dsn, free_schema)
+    at_once = "perform pg_terminate_backend(pg_backend_pid());"
+    await plant(postgres.dsn, free_schema, function, "perform durabletask.be_durable();", at_once)
+    async with new_world(postgres.dsn, free_schema) as world, connected(postgres.dsn) as user:
+        await user.execute("begin")
+        with pytest.raises(StorageUnavailableError):
+            if function == "post_letter":
+                await world.transactions.deliver_in(user, event("p", "e"), mailbox_max=9)
+            else:
+                await world.transactions.create_in(user, new("p"))
 
 
 async def test_a_creation_that_is_refused_as_a_whole_is_called_so(
