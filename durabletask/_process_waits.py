@@ -119,8 +119,8 @@ class WaitCalls(Calls):
 
         Args:
             name: Of the event. Events raised before the wait are kept for it.
-                Or a class, which is name and type in one: the event is named
-                as the class is, `raise_event(Approved(by="x"))` raises it.
+                Or a class, which is name and type in one: the event goes by
+                its `__name__`, `raise_event(Approved(by="x"))` raises it.
             type: What its payload is to be decoded to.
             key: Names the call within the process; the event's name if not
                 given, so a second wait for the same name needs its own.

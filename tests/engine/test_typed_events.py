@@ -38,12 +38,21 @@ class Moved(NamedTuple):
     place: str
 
 
+class Order:
+    @dataclass(frozen=True)
+    class Cancelled:
+        """Goes by its own name, without that of the class around it."""
+
+        reason: str
+
+
 EVENTS: list[Any] = [
     Approved("carol", Decimal("1.10")),
     Rejected("too late"),
     Paid(Decimal("5.00")),
     Shipped(parcels=3),
     Moved("attic"),
+    Order.Cancelled("too late"),
 ]
 
 
