@@ -45,11 +45,14 @@ class Deadline:
         has_fired: Whether it has cancelled its task.
         outlived: How many requests to cancel its task has outlived: those that it
             was entered with, and those that never came to anything.
+        around: Those that were open when it was entered, outermost first.
     """
 
     __slots__ = (
         "_gating",
+        "_inside",
         "_left",
+        "around",
         "due_at",
         "has_fired",
         "is_recorded_over",
@@ -69,8 +72,13 @@ class Deadline:
         self.is_recorded_over = False
         self.has_fired = False
         self.outlived = task.cancelling()
+        self.around = OPEN.get()
         self._gating = False
+        self._inside: dict[Deadline, None] = {}
         self._left: list[asyncio.Future[None]] | None = []
+        for each in self.around:
+            if each.run is run:
+                each._inside[self] = None  # noqa: SLF001  (of the same class)
 
     @property
     def is_gating(self) -> bool:
@@ -96,6 +104,11 @@ class Deadline:
             self.has_fired = True
             self.task.cancel()
 
+    def first_over(self) -> "Deadline":
+        """Return the one that was over first: this, or one in it that waits for a new call too."""
+        inside = (each for each in self._inside if each.is_gating and not each.has_fired)
+        return min((self, *inside), key=lambda each: each.due_at)
+
     def when_left(self, now: datetime) -> "asyncio.Future[None]":
         """Return a future that is set when the timeout is left, or has not been for too long."""
         future = self.run.services.timers.at(now + timedelta(seconds=LATE_S))
@@ -117,6 +130,8 @@ class Deadline:
         """Take note that its `async with` is over."""
         self.let_go()
         self._left = None
+        for each in self.around:
+            each._inside.pop(self, None)  # noqa: SLF001  (of the same class)
 
 
 OPEN: ContextVar[tuple[Deadline, ...]] = ContextVar("durabletask_deadlines", default=())

@@ -24,7 +24,7 @@ class DurableTimeout:
     """What `Process.timeout` returns: for one `async with`."""
 
     __slots__ = (
-        "_around", "_deadline", "_due_at", "_held", "_is_fresh", "_key", "_limit",
+        "_deadline", "_due_at", "_held", "_is_fresh", "_key", "_limit",
         "_run", "_timer",
     )  # fmt: skip
 
@@ -34,7 +34,6 @@ class DurableTimeout:
         self._limit = limit
         self._held: Checkpoint | None = None
         self._is_fresh = True
-        self._around: tuple[Deadline, ...] = ()
         self._deadline: Deadline | None = None
         self._timer: asyncio.Future[None] | None = None
         self._due_at: datetime | None = None
@@ -67,8 +66,7 @@ class DurableTimeout:
         self._due_at = self._due_at or due_at
         self._deadline = Deadline(run, key, due_at, task)
         self._deadline.is_recorded_over = over
-        self._around = OPEN.get()
-        OPEN.set((*self._around, self._deadline))
+        OPEN.set((*self._deadline.around, self._deadline))
         if over or held is None:
             has_passed = due_at <= run.services.now()
             if has_passed or not self._is_fresh:
@@ -90,7 +88,7 @@ class DurableTimeout:
             return  # the program ends, or the coroutine is dropped: nothing is to be touched
         self._disarm()
         deadline.leave()
-        OPEN.set(self._around)
+        OPEN.set(deadline.around)
         if run.interrupted or (kind is not None and issubclass(kind, ProcessInterrupted)):
             return
         is_over = False
@@ -153,7 +151,10 @@ class DurableTimeout:
 
     def _is_late(self, timer: "asyncio.Future[None]") -> None:
         if self._deadline is not None and self._has_come(timer):
-            self._deadline.fire()
+            first = self._deadline.first_over()
+            first.fire()
+            if first is not self._deadline:
+                self._arm_late()
 
     def _has_come(self, timer: "asyncio.Future[None]") -> bool:
         """Return whether a timer was not merely given up or interrupted."""

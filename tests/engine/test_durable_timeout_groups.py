@@ -40,7 +40,7 @@ async def bring_to_an_end(world: World, process: Any) -> Any:
 @pytest.mark.parametrize("die_after_s", [1.0, 100.0])
 @pytest.mark.parametrize(
     ("last", "down_s"),
-    [("event", 0.0), ("event", 1000.0), ("step", 0.0), ("step", 1000.0), ("no call", 0.0)],
+    [(last, down_s) for last in ("event", "step", "no call") for down_s in (0.0, 1000.0)],
 )
 def test_a_timeout_around_groups_that_have_failed(
     die_after_s: float, last: str, down_s: float

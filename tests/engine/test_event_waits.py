@@ -284,7 +284,7 @@ async def test_an_event_to_nobody_is_refused(world: World) -> None:
         for text in "abc":
             await handle.raise_event("e", text)
         assert await handle.result() == ["a", "b", "c"]
-        with pytest.raises(ProcessFinishedError, match="'p' has ended(.|\n)*hint: .*its retry"):
+        with pytest.raises(ProcessFinishedError, match=r"'p' has ended(.|\n)*hint: .*its retry"):
             await host.raise_event("p", "e", "late")
         with pytest.raises(ProcessFinishedError):
             await handle.raise_event("other")
