@@ -304,7 +304,7 @@ async def test_a_lost_answer_is_asked_for_again_at_once(postgres: Postgres, sche
 async def test_a_lost_answer_is_not_called_unwritten(
     postgres: Postgres, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F052: the answer is lost, and then there is no connection: that is true of the repeat only."""
+    """F052: the answer is lost, and then no connection: that is true of the repeat only."""
     troubles = iter([StorageUnknownError("lost"), StorageUnavailableError("refused")])
 
     async def ask() -> Lease:

@@ -1,6 +1,8 @@
 """A call of the seam that takes several statements, of which a later one is not carried out."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -100,11 +102,14 @@ async def test_what_ends_with_the_users_session_was_not_written(
     await plant(postgres.dsn, free_schema, function, "perform durabletask.be_durable();", at_once)
     async with new_world(postgres.dsn, free_schema) as world, connected(postgres.dsn) as user:
         await user.execute("begin")
+        calls: dict[str, Callable[[], Awaitable[Any]]] = {
+            "create_processes": partial(world.transactions.create_in, user, new("p")),
+            "post_letter": partial(
+                world.transactions.deliver_in, user, event("p", "e"), mailbox_max=9
+            ),
+        }
         with pytest.raises(StorageUnavailableError):
-            if function == "post_letter":
-                await world.transactions.deliver_in(user, event("p", "e"), mailbox_max=9)
-            else:
-                await world.transactions.create_in(user, new("p"))
+            await calls[function]()
 
 
 async def test_a_creation_that_is_refused_as_a_whole_is_called_so(
