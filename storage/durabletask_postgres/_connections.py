@@ -26,7 +26,7 @@ from durabletask_postgres._dial import Dialer
 from durabletask_postgres._line import Connection, Line, Record, ServerFacts
 from durabletask_postgres._pools import GivenPool, OwnPool, Pool
 from durabletask_postgres._sql import Statements
-from durabletask_postgres._trouble import DRIVER_ERRORS, NOT_READ_COMMITTED, storage_error
+from durabletask_postgres._trouble import DRIVER_ERRORS, NOT_READ_COMMITTED, uncommitted
 
 T = TypeVar("T")
 
@@ -265,7 +265,7 @@ class Connections:
                     await self._setup(line.connection)
                 self._ready = True
             except DRIVER_ERRORS as error:
-                raise storage_error(error, sent=True) from error
+                raise uncommitted(error) from error  # what was asked has yet to be sent
             finally:
                 if not self._ready:
                     line.terminate()

@@ -15,7 +15,6 @@ from asyncpg.pool import PoolConnectionProxy
 import durabletask_postgres._clients as _clients
 from durabletask.errors import (
     InvalidArgumentError,
-    StorageError,
     StorageUnavailableError,
     StorageUnknownError,
 )
@@ -34,7 +33,7 @@ from durabletask_postgres._connections import Connections
 from durabletask_postgres._refusals import gave_way, is_locked
 from durabletask_postgres._rows import checkpoint, refusal
 from durabletask_postgres._sql import Statements
-from durabletask_postgres._trouble import DRIVER_ERRORS, storage_error
+from durabletask_postgres._trouble import DRIVER_ERRORS, storage_error, uncommitted
 
 _BEGIN = "begin isolation level read committed"
 _COMMIT = "commit"
@@ -74,7 +73,7 @@ async def create_in(connection: Any, statements: Statements, process: NewProcess
             async with connection.transaction():
                 return await connection.fetch(statement, *args)
         except DRIVER_ERRORS as error:
-            raise _uncommitted(error) from error
+            raise uncommitted(error) from error
 
     (created,) = await _clients.create(fetch, statements, [process], None)
     return created
@@ -94,7 +93,7 @@ async def deliver_in(
             mailbox_max,
         )
     except DRIVER_ERRORS as error:
-        raise _uncommitted(error) from error
+        raise uncommitted(error) from error
     return Delivered(None if refused is None else refusal(refused))
 
 
@@ -107,7 +106,7 @@ async def tell_in(connection: Any, statements: Statements, message: str) -> None
     try:
         await connection.execute(statements["notify_within"], statements.schema, message)
     except DRIVER_ERRORS as error:
-        raise _uncommitted(error) from error
+        raise uncommitted(error) from error
 
 
 class Bodies:
@@ -235,21 +234,11 @@ async def _ours(connection: Any) -> AsyncIterator[None]:
         await _roll_back(connection)
         raise _swallowed() from error
     except DRIVER_ERRORS as error:
-        mapped = _uncommitted(error)
+        mapped = uncommitted(error)
         if connection.is_closed():
             raise StorageUnavailableError(str(mapped)) from error
         await _roll_back(connection)
         raise mapped from error
-
-
-def _uncommitted(error: BaseException) -> StorageError:
-    """Return what an error means before the commit: a lost answer is no doubt, nothing is written.
-
-    The transaction has ended with its connection.
-    """
-    mapped = storage_error(error, sent=True)
-    lost = isinstance(mapped, StorageUnknownError)
-    return StorageUnavailableError(str(mapped)) if lost else mapped
 
 
 async def _roll_back(connection: Any) -> None:

@@ -130,6 +130,9 @@ def storage_error(error: BaseException, *, sent: bool) -> StorageError:
         # The driver has dropped the plan by now; a repeat makes a new one.
         return StorageUnavailableError(f"the schema has changed: {text_of(error)}")
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate is not None:
+        if sent and error.severity_en == "PANIC":
+            # At the commit, and after the crash the server may find that in its log.
+            return StorageUnknownError(f"Postgres broke down: {text_of(error)} [{error.sqlstate}]")
         return _of_state(error.sqlstate, text_of(error), sent)
     if isinstance(error, ssl.SSLCertVerificationError):
         return StorageAccessError(
@@ -139,6 +142,16 @@ def storage_error(error: BaseException, *, sent: bool) -> StorageError:
     if not sent:
         return StorageUnavailableError(f"Postgres cannot be reached: {text_of(error)}")
     return StorageUnknownError(f"the answer of Postgres was lost: {text_of(error)}")
+
+
+def uncommitted(error: BaseException) -> StorageError:
+    """Return what an error means before the commit: a lost answer is no doubt, nothing is written.
+
+    The transaction has ended with its connection.
+    """
+    told = storage_error(error, sent=True)
+    lost = isinstance(told, StorageUnknownError)
+    return StorageUnavailableError(str(told)) if lost else told
 
 
 def text_of(error: BaseException) -> str:

@@ -366,13 +366,16 @@ async def test_setup_runs_once_and_before_every_call(postgres: Postgres) -> None
 
 async def test_a_setup_that_failed_is_tried_again(postgres: Postgres) -> None:
     """The next call sets up again; an error of the driver has been turned into one of ours."""
-    texts = iter(["select 1 / 0", "select 1"])
+    end = "select pg_terminate_backend(pg_backend_pid())"
+    texts = iter(["select 1 / 0", end, "select 1"])
 
     async def set_up(connection: Any) -> None:
         await connection.execute(next(texts))
 
     async with connections_of(postgres.dsn, setup=set_up) as connections:
         with pytest.raises(UnexpectedError):
+            await connections.fetch(PID)
+        with pytest.raises(StorageUnavailableError):  # what was asked was not sent: no doubt
             await connections.fetch(PID)
         assert not connections.ready
         assert await connections.fetch(PID)

@@ -82,6 +82,14 @@ def test_a_lost_connection_is_unknown_once_something_was_sent(error: Exception) 
     assert type(storage_error(error, sent=False)) is StorageUnavailableError
 
 
+@pytest.mark.parametrize("state", ["53100", "58030", "XX000"])
+def test_a_server_that_breaks_down_leaves_a_doubt(state: str) -> None:
+    """F050 F027: a full disk or a failed sync at the commit: it may be there after all."""
+    error = server_says(state, "could not write to the log", S="PANIC", V="PANIC")
+    assert type(storage_error(error, sent=True)) is StorageUnknownError
+    assert type(storage_error(error, sent=False)) is StorageUnavailableError
+
+
 def test_an_unexpected_error_keeps_its_state() -> None:
     """Who splits a batch can see what the server called the error."""
     error = storage_error(server_says("XX001"), sent=True)
