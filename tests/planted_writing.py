@@ -1,7 +1,7 @@
 """Mistakes that storages make with ownership, claims and recorded results."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -118,10 +118,9 @@ def claim_without_limit(patch: pytest.MonkeyPatch) -> None:
         claim_id: str,
         names: Sequence[str],
         count_max: int,
-        rooms: Mapping[str, int],
-        now: datetime,
+        *rest: Any,
     ) -> None:
-        claim(self, host, claim_id, names, 10_000 if count_max else 0, rooms, now)
+        claim(self, host, claim_id, names, 10_000 if count_max else 0, *rest)
 
     patch.setattr(MemoryStorage, "_claim", greedy)
 
@@ -148,15 +147,14 @@ def a_full_name_stands_in_the_way(patch: pytest.MonkeyPatch) -> None:
         claim_id: str,
         names: Sequence[str],
         count_max: int,
-        rooms: Mapping[str, int],
-        now: datetime,
+        *rest: Any,
     ) -> None:
         oldest = sorted(
             (each for each in self._processes.values() if each.claimable_at),
             key=lambda each: str(each.claimable_at),
         )[:count_max]
         kept = [name for name in names if any(each.name == name for each in oldest)]
-        claim(self, host, claim_id, kept, count_max, rooms, now)
+        claim(self, host, claim_id, kept, count_max, *rest)
 
     patch.setattr(MemoryStorage, "_claim", by_age_alone)
 

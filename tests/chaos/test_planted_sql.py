@@ -8,7 +8,7 @@ last: what waits for it is known to be in the middle of what it does.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -379,16 +379,8 @@ class Looked(PostgresStorage):
         super().__init__(dsn, **options)
         self.has_looked = asyncio.Event()
 
-    async def claim(
-        self,
-        lease: Lease,
-        claim_id: str,
-        names: Sequence[str],
-        *,
-        count_max: int,
-        rooms: Mapping[str, int] | None = None,
-    ) -> Claims:
-        claims = await super().claim(lease, claim_id, names, count_max=count_max, rooms=rooms)
+    async def claim(self, *args: Any, **options: Any) -> Claims:
+        claims = await super().claim(*args, **options)
         self.has_looked.set()
         return claims
 

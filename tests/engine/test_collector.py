@@ -4,14 +4,15 @@ import asyncio
 import gc
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from durabletask import MemoryStorage, Process, ProcessClient, ProcessHost
 from durabletask._collector import REST_MAX_S, CollectorRest
-from durabletask.storage import Claims, Lease
+from durabletask.storage import Claims
 from durabletask.testing import VirtualClock, run_virtual
 
 CROWD = 1_100
@@ -25,17 +26,9 @@ class Watched(MemoryStorage):
         super().__init__()
         self.seen: list[bool] = []
 
-    async def claim(
-        self,
-        lease: Lease,
-        claim_id: str,
-        names: Sequence[str],
-        *,
-        count_max: int,
-        rooms: Mapping[str, int] | None = None,
-    ) -> Claims:
+    async def claim(self, *args: Any, **options: Any) -> Claims:
         """Claim, and take note."""
-        claims = await super().claim(lease, claim_id, names, count_max=count_max, rooms=rooms)
+        claims = await super().claim(*args, **options)
         if claims.claimed:
             self.seen.append(gc.isenabled())
         return claims

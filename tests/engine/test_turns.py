@@ -1,7 +1,7 @@
 """Recalled errors come in the order in which they were recorded, though recalling takes no time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -58,6 +58,18 @@ async def deep(proc: Process, levels: int) -> object:
     return found
 
 
+async def run_twice(world: World, process: Callable[[Process], Coroutine[Any, Any, None]]) -> None:
+    """Run a process until it waits for "go", and anew, to its end, on another host."""
+    first = world.host(process, child)
+    await first.start()
+    await first.spawn(process, "p")
+    await asyncio.sleep(10)
+    world.kill(first)
+    async with world.host(process, child) as host:
+        await host.raise_event("p", "go")
+        await host.get("p").result()
+
+
 @pytest.mark.parametrize("name", FAILING)
 def test_of_two_failures_the_earlier_one_is_raised_again(name: str) -> None:
     """S1.06 (rule 2): `gather` raises the same of two errors, whichever is asked for first."""
@@ -74,14 +86,7 @@ def test_of_two_failures_the_earlier_one_is_raised_again(name: str) -> None:
                 seen.append(repr(error))
             await proc.event("go")
 
-        first = world.host(process, child)
-        await first.start()
-        await first.spawn(process, "p")
-        await asyncio.sleep(10)
-        world.kill(first)
-        async with world.host(process, child) as host:
-            await host.raise_event("p", "go")
-            await host.get("p").result()
+        await run_twice(world, process)
         assert "later" not in seen[0]
         assert seen[1] == seen[0]
 
@@ -109,14 +114,7 @@ def test_what_was_done_by_then_is_not_cancelled(name: str, levels: int) -> None:
             seen.append(task.cancelled() or task.result())
             await proc.event("go")
 
-        first = world.host(process, child)
-        await first.start()
-        await first.spawn(process, "p")
-        await asyncio.sleep(10)
-        world.kill(first)
-        async with world.host(process, child) as host:
-            await host.raise_event("p", "go")
-            await host.get("p").result()
+        await run_twice(world, process)
         assert seen == ["done", "done"]
 
     body()
