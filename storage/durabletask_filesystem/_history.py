@@ -7,7 +7,7 @@ lies before a process's latest restart is not read, but for events that it has
 kept.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from copy import copy
 from typing import NamedTuple
 
@@ -139,16 +139,20 @@ class Library:
                         return record
         raise DamageError(self._log.number, 0, f"the creation of {proc.id!r} is not there")
 
-    def trail(self, proc: Proc) -> list[Single]:
+    def trail(self, proc: Proc, events: Container[int] | None = None) -> list[Single]:
         """Return all records of a process that count, oldest first.
 
         The first is its creation; or, after a restart, that comes first, but
         for the events from before that it has kept.
 
+        Args:
+            proc: The process.
+            events: Of the kept ones only these, by position; None means all.
+
         Raises:
             DamageError: One of them cannot be read.
         """
-        records = [record for record, _, _ in self._walk(proc)]
+        records = [record for record, _, _ in self._walk(proc, events)]
         records.reverse()
         return records
 
@@ -172,7 +176,9 @@ class Library:
                 break
         return weights
 
-    def _walk(self, proc: Proc) -> Iterator[tuple[Single, Segment, int]]:
+    def _walk(
+        self, proc: Proc, events: Container[int] | None = None
+    ) -> Iterator[tuple[Single, Segment, int]]:
         """Yield the records of a process with their places, newest first, back to its creation."""
         spot = proc.spot or self._table.gone.get(proc.id, 0)
         # Positions of events before the restart that was met; None until one is.
@@ -190,6 +196,8 @@ class Library:
                         yield record, segment, offset
                         if isinstance(record, RestartRecord):
                             wanted = {at for one, to in record.kept for at in range(one, to + 1)}
+                            if events is not None:
+                                wanted = {at for at in wanted if at in events}
                     elif isinstance(record, EventRecord) and record.position in wanted:
                         yield record, segment, offset
                         wanted.discard(record.position)
@@ -311,7 +319,7 @@ class Library:
         if not mail.pending:
             return ()
         found: list[Event] = []
-        for record, _, _ in self._walk(proc):
+        for record, _, _ in self._walk(proc, mail.pending):
             if isinstance(record, EventRecord) and record.position in mail.pending:
                 found.append(to_event(record, consumed=False))
                 if len(found) == len(mail.pending):
@@ -322,15 +330,19 @@ class Library:
     def load(self, proc: Proc) -> History:
         """Read a process's history, and remember its slots and mailbox from now on.
 
+        Where the mailbox is known, events that were consumed before the latest
+        restart are left out: nobody is handed them, and there may be a thousand.
+
         Raises:
             DamageError: A record cannot be read.
         """
-        history = self.history(self.trail(proc))
+        mail = proc.mail
+        history = self.history(self.trail(proc, None if mail is None else mail.pending))
         keys: bytes | set[int] = b""
         for each in history.checkpoints:
             keys = add_key(keys, slot(each.kind, each.key, each.index))
         proc.keys = keys
-        if history.events:
+        if mail is None and history.events:
             proc.mail = mailbox(history.events)
         return history
 

@@ -269,6 +269,7 @@ class Table:
         self._become(proc, Status.RUNNING, None)
         if record.leave is not None:
             self._leave(proc, record.leave, record.at)
+            proc.mail = mail  # it is claimed next, and need not look for what it had consumed
 
     def apply_control(self, record: ControlRecord, number: int, offset: int) -> None:
         """Something is asked; nothing of it can be refused any more."""
