@@ -353,7 +353,7 @@ class _Life:
     async def _outside(self) -> None:
         """Raise each event at its time, and those of a downtime at once."""
         of = self.of
-        for _, _, at_s in sorted(grammar.outside(of.program), key=lambda each: each[2]):
+        for at_s in sorted({at_s for _, _, at_s in grammar.outside(of.program)}):
             due_at = VIRTUAL_START + timedelta(seconds=at_s)
             await asyncio.sleep(max(0.0, (due_at - of.clock.now()).total_seconds()))
             await of.raise_until(at_s)
