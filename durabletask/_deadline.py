@@ -165,6 +165,8 @@ def _is_unwinding() -> bool:
     """Return whether the current code stands in a `finally` or `except` of a cancellation."""
     error = sys.exception()
     while error is not None and not isinstance(error, asyncio.CancelledError):
+        if isinstance(error.__cause__, asyncio.CancelledError):
+            return False  # raised in its place, as what a timeout raises when it is over
         error = error.__context__
     return error is not None
 

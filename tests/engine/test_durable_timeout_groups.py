@@ -85,6 +85,40 @@ def test_a_timeout_around_groups_that_have_failed(
     body()
 
 
+@pytest.mark.parametrize("first", ["a durable timeout", "asyncio's", "a step's"])
+def test_a_timeout_around_a_group_that_fails_in_a_handler(first: str) -> None:
+    """Rule 6: code that handles the end of another timeout does not unwind, and outlives it."""
+
+    @virtual
+    async def body(world: World) -> None:
+        async def too_long(proc: Process) -> None:
+            if first == "a durable timeout":
+                async with proc.timeout("inner", 10):
+                    await proc.event("never")
+            elif first == "asyncio's":
+                async with asyncio.timeout(10):
+                    await proc.event("never")
+            else:
+                await proc.do("slow", asyncio.sleep, 1000.0, timeout=10)
+
+        async def process(proc: Process) -> str:
+            try:
+                async with proc.timeout("outer", 60):
+                    try:
+                        await too_long(proc)
+                    except TimeoutError:
+                        await fail_a_group(proc, "instead")
+                        await proc.event("never again")
+            except TimeoutError:
+                return "over"
+            return "?"
+
+        async with world.host(process) as host:
+            assert await (await host.spawn(process, "p")).result() == "over"
+
+    body()
+
+
 async def unwind(proc: Process, story: list[str]) -> None:
     """Be cancelled in a durable timeout, and clean up for longer than that lasts."""
     async with proc.timeout("inner", 30):
