@@ -16,7 +16,7 @@ from durabletask import Process, ProcessHost, current_step
 from durabletask.errors import EventTimeoutError
 from durabletask.testing.crash import CrashPoint, CrashReport, Fate, crash_everywhere
 from tests.crash.on_disk import OnDisk
-from tests.crash.scenarios import SCENARIOS, Scenario, alone, search
+from tests.crash.scenarios import SCENARIOS, Scenario, alone, kill_between, search
 from tests.crash.world import World
 
 Make = Callable[[World], Scenario]
@@ -46,10 +46,12 @@ def test_death_at_every_call(make: Make, latency_s: float) -> None:
     active(search(make, latency_s=latency_s).run(), deaths_min=14)
 
 
+@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.soak)])
 @every_scenario
-def test_death_at_every_await(make: Make) -> None:
-    """F001-F003: killed before each callback of the loop, with storage calls on their way."""
-    active(search(make, latency_s=LATENCY_S).run((), callbacks=True), deaths_min=30)
+def test_death_at_every_await(make: Make, every: int) -> None:
+    """F001-F003: killed before every other callback, with calls on their way; in the soak each."""
+    first = list(SCENARIOS).index(make.__name__) % every
+    active(kill_between(search(make, latency_s=LATENCY_S), first, every), deaths_min=30)
 
 
 @pytest.mark.parametrize(

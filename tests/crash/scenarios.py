@@ -23,7 +23,15 @@ from durabletask.errors import (
 )
 from durabletask.storage import ProcessStorage
 from durabletask.testing import VirtualClock
-from durabletask.testing.crash import InMemory, LifeWitness, Program, Search, Survivor
+from durabletask.testing.crash import (
+    CrashPoint,
+    CrashReport,
+    InMemory,
+    LifeWitness,
+    Program,
+    Search,
+    Survivor,
+)
 from tests.crash.world import World, steady
 
 Fn = Callable[..., Coroutine[Any, Any, Any]]
@@ -399,3 +407,10 @@ def search(
         restarts=restarts,
     )
     return Search(program, reset=world.reset, witness=witness or world.witness, judge=world.judge)
+
+
+def kill_between(trial: Search, first: int, every: int) -> CrashReport:
+    """Kill before every so-manieth callback of the loop, beginning with the first of these."""
+    for number in range(first, trial.undisturbed().lives[0].steps, every):
+        trial.try_points((CrashPoint(number),))
+    return trial.report

@@ -13,7 +13,7 @@ from durabletask import Process, RetryPolicy, current_step
 from durabletask.errors import StepError
 from durabletask.testing.crash import CrashPoint, Fate
 from tests.crash.on_disk import OnDisk
-from tests.crash.scenarios import Scenario, alone, search
+from tests.crash.scenarios import Scenario, alone, kill_between, search
 from tests.crash.world import World
 
 Make = Callable[[World], Scenario]
@@ -212,10 +212,12 @@ def test_death_at_every_call(make: Make, latency_s: float) -> None:
     assert report.deaths >= 14
 
 
+@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.soak)])
 @every_scenario
-def test_death_at_every_await(make: Make) -> None:
-    """F001-F003 F107: killed before each callback of the loop, with calls on their way."""
-    report = search(make, latency_s=LATENCY_S).run((), callbacks=True)
+def test_death_at_every_await(make: Make, every: int) -> None:
+    """F001-F003 F107: killed before every other callback of the loop; in the soak before each."""
+    first = list(SCENARIOS).index(make.__name__) % every
+    report = kill_between(search(make, latency_s=LATENCY_S), first, every)
     report.check()
     assert report.deaths >= 30
 

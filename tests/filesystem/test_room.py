@@ -74,12 +74,15 @@ def scenario(name: str) -> Scenario:
     "name",
     ["one process to its end", "rotation", "clean close", "killed and taken over"],
 )
-def test_room_survives_every_crash(name: str) -> None:
+@pytest.mark.parametrize("interrupt_every", [500, pytest.param(50, marks=pytest.mark.soak)])
+def test_room_survives_every_crash(name: str, interrupt_every: int) -> None:
     """Acknowledged is found after every crash at every call, with room behind it (F020, F023)."""
-    tally = explore(scenario(name), Subject(dress=RoomyFolder), bounds=FEW)
+    subject = Subject(dress=RoomyFolder)
+    tally = explore(scenario(name), subject, bounds=FEW, interrupt_every=interrupt_every)
     print(f"{name}: {tally.states:,} states, {tally.images:,} disks, {tally.torn:,} torn")
     assert tally.wrong == 0, "\n\n".join(tally.violations)
     assert tally.torn > 0
+    assert tally.interrupted > 0
 
 
 def test_room_that_recovery_leaves_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
