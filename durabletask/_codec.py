@@ -206,7 +206,7 @@ class Shape:
         except UnfitError as error:
             raise _public(error, root) from error.__cause__
         except RecursionError:
-            raise LimitExceededError(f"{root} is nested too deep to be recorded") from None
+            raise _too_deep(f"{root} is nested too deep to be recorded") from None
         except MemoryError:
             raise
         except Exception as error:
@@ -255,7 +255,7 @@ def write(wire: Any, root: str, bytes_max: int) -> bytes:
     except TypeError as error:
         found = broken_text(wire)
         if found is None:
-            raise LimitExceededError(f"{root} is nested too deep to be recorded: {error}") from None
+            raise _too_deep(f"{root} is nested too deep to be recorded: {error}") from None
         segments, problem = found
         raise SerializationError(f"{render(root, segments)} {problem}") from None
     if len(payload) > bytes_max:
@@ -276,4 +276,9 @@ def _public(error: UnfitError, root: str) -> SerializationError:
             f"{render(root, error.cycle_segments)} contains itself",
             hint="record an id in the place of the repeated object",
         )
-    return LimitExceededError(f"{error.path(root)} {error.message}")
+    return _too_deep(f"{error.path(root)} {error.message}")
+
+
+def _too_deep(message: str) -> LimitExceededError:
+    hint = "nest it less, or record its parts by themselves; Limits(depth_max=) bounds it"
+    return LimitExceededError(message, hint=hint)

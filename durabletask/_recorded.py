@@ -275,7 +275,7 @@ class RecordedRun(Lifecycle):
         if self._note_overtaken() is not self.task:
             # `gather` and `TaskGroup` cancel their caller too once their tasks have ended,
             # results or not. A later run has to be cancelled in the same place.
-            note = self._cancel_note(Kind.OVERTAKEN, key, index, Form.VALUE)
+            note = self._cancel_record(Kind.OVERTAKEN, key, index, Form.VALUE)
             await self.follow(self.submit((note,)))
 
     def _note_overtaken(self) -> "asyncio.Task[Any] | None":
@@ -311,5 +311,5 @@ class RecordedRun(Lifecycle):
         after_s = max(self.services.monotonic_s() - self.begun_s, 0.0)
         return _notes.CancelNote(after_s, fired(self))
 
-    def _cancel_note(self, kind: Kind, key: str, index: int, form: Form) -> Checkpoint:
+    def _cancel_record(self, kind: Kind, key: str, index: int, form: Form) -> Checkpoint:
         return Checkpoint(kind, key, index, form, _notes.encode(self.cancel_note()))

@@ -135,7 +135,7 @@ class Run(RecordedRun):
         self.check_interrupted()
         if self.outside is not None and self.outside.meeting is not None:
             await self._join(self.outside.meeting, kind, key, index)
-        note = self._cancel_note(kind, key, index, Form.CANCELLED)
+        note = self._cancel_record(kind, key, index, Form.CANCELLED)
         outcome = await self.follow(self.submit((note,)))
         if outcome.refused is not None:
             self.held(outcome, None)

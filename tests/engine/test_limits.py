@@ -112,7 +112,8 @@ def test_the_depth_of_a_value(depth: int, fits: bool) -> None:
         async def process(proc: Process) -> bool:
             try:
                 await proc.do("value", make)
-            except SerializationError:
+            except SerializationError as error:
+                assert "hint: nest it less" in str(error)
                 return False
             return True
 
