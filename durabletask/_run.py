@@ -168,6 +168,8 @@ class Run(RecordedRun):
     ) -> None:
         """Take note that a wait begins, as `Lifecycle.wait_begins` does; it may be met at once."""
         super().wait_begins(due_at, future, note)
+        if self._turns is not None:
+            self._turns.drop_asked()  # it may wait for years
         if self.outside is not None:
             # Asked since the call passed its gate: while it spawned, or between two attempts.
             self._meet_waits(self.outside)

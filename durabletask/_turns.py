@@ -73,10 +73,13 @@ class Turns:
 
     def _is_behind(self, now: _Moment) -> bool:
         """Return whether something recorded before a moment has not been asked for."""
-        earlier = self._earlier
-        while earlier and self._journal.was_asked(earlier[0]):
-            earlier.popleft()
-        return bool(earlier) and moment(earlier[0]) < now
+        self.drop_asked()
+        return bool(self._earlier) and moment(self._earlier[0]) < now
+
+    def drop_asked(self) -> None:
+        """Forget what has been asked for meanwhile, with what was recorded of it."""
+        while self._earlier and self._journal.was_asked(self._earlier[0]):
+            self._earlier.popleft()
 
 
 def moment(held: Checkpoint) -> _Moment:

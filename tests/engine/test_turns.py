@@ -234,3 +234,23 @@ def test_a_cancellation_meanwhile_is_overtaken() -> None:
         assert seen == ["StepError"] * 4
 
     body()
+
+
+@virtual
+async def test_what_was_recalled_is_not_kept_while_it_waits(world: World) -> None:
+    """DESIGN 7: an early error that was handled does not keep all later results in memory."""
+
+    async def process(proc: Process) -> None:
+        with suppress(ValueError):
+            await proc.do("fails", fails, 0.0, "early")
+        for number in range(20):
+            await proc.do(f"works/{number}", works, "result")
+        await proc.event("never")
+
+    await world.begin_and_die(process, errors=[ValueError])
+    async with world.host(process, errors=[ValueError]) as host:
+        await asyncio.sleep(1)
+        assert host._session is not None
+        turns = host._session.runs["p"]._turns
+        assert turns is not None
+        assert not turns._earlier
