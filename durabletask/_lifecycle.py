@@ -289,7 +289,7 @@ class Lifecycle:
             note: The record that the wait has begun, unless there is one already.
         """
         self.waiting += 1
-        task = asyncio.current_task()
+        task = asyncio.current_task(self.services.loop)
         if task is not None and task.cancelling():
             # In the `finally` of a cancellation; or it never came to anything, as that of a
             # `TaskGroup` which failed while it was waited for, before Python 3.13.

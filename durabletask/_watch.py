@@ -127,17 +127,17 @@ class Watch:
         time_s = asyncio.get_running_loop().time
         polled_s = rested_s = -math.inf
         try:
-            while ids := [id for id in self._waiters if self._looking(id)]:
+            while any(map(self._looking, self._waiters)):
                 self._hinted.clear()
                 named, self._named = self._named, set()
                 begun_s = time_s()
                 if begun_s >= (rested_s if self._anything else polled_s):
                     self._anything = False
-                    await self._read_all(ids)
+                    await self._read_all([id for id in self._waiters if self._looking(id)])
                     polled_s = time_s() + self._poll_s
                     rested_s = min(time_s() + REST * (time_s() - begun_s), polled_s)
                 else:
-                    await self._read_all([id for id in ids if id in named])
+                    await self._read_all([id for id in named if self._looking(id)])
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(rested_s if self._anything else polled_s):
                         await self._hinted.wait()
