@@ -709,16 +709,16 @@ language sql volatile as $$
     delete from durabletask.claim_mark m where m.host_no = dismiss.host_no;
 $$;
 
--- Take up to `count_max` processes, or all, from a fenced host, of those that can be locked; return
--- how many, and whether none is left. What cannot be read stays behind and does not count: else
--- every claim of everybody would meet it.
+-- Look at `count_max` processes of a fenced host, or all, and take from it those that can be locked;
+-- return how many, whether none is left, and whether there are `more` that the next call gets. What
+-- cannot be read stays behind and does not count: else every claim of everybody would meet it.
 --
--- Of the names in `keep`, what a host may run is only locked and returned: the caller takes it, and
--- one change of its row is enough.
+-- Of the names in `keep`, what a host may run is only locked and returned, as far as there is `room`:
+-- the caller takes it, and one change of its row is enough. The rest of these names is left alone.
 create function durabletask.let_go(
     host_no bigint, died boolean, now_at timestamptz,
-    count_max integer default null, keep text[] default '{}',
-    out count integer, out kept bigint[], out is_done boolean
+    count_max integer default null, keep text[] default '{}', room integer default 0,
+    out count integer, out kept bigint[], out is_done boolean, out more boolean
 )
 language plpgsql volatile
 set plan_cache_mode = 'force_generic_plan'
@@ -726,28 +726,42 @@ set enable_seqscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off as $$
 declare
+    v_seen bigint[];
     v_nos bigint[];
 begin
     begin
-        select coalesce(array_agg(q.process_no) filter (where not q.is_kept), '{}'),
-            coalesce(array_agg(q.process_no) filter (where q.is_kept), '{}')
-        into v_nos, kept
-        from (
-            select p.process_no,
-                p.name = any (keep) and durabletask.is_claimable(p.status) as is_kept
-            from durabletask.process p
+        v_seen := array(
+            select p.process_no from durabletask.process p
             where p.owner_no = let_go.host_no
             limit count_max
+        );
+        kept := array(
+            select p.process_no from durabletask.process p
+            where p.process_no = any (v_seen)
+                and p.owner_no is not distinct from let_go.host_no
+                and p.name = any (keep) and durabletask.is_claimable(p.status)
+            limit room
             for update skip locked
-        ) q;
-        count := cardinality(v_nos) + cardinality(kept);
+        );
+        v_nos := array(
+            select p.process_no from durabletask.process p
+            where p.process_no = any (v_seen)
+                and p.owner_no is not distinct from let_go.host_no
+                and not (p.name = any (keep) and durabletask.is_claimable(p.status))
+            for update skip locked
+        );
         perform durabletask.let_go_of(v_nos, died, true, now_at);
+        count := cardinality(v_nos);
         is_done := not exists (
             select from durabletask.process p where p.owner_no = let_go.host_no);
+        -- Not if it was in vain: who holds all of these may do so for long.
+        more := count + cardinality(kept) > 0 and (
+            cardinality(v_seen) = count_max or cardinality(v_seen) > count + cardinality(kept));
     exception when internal_error or system_error then
         count := 0;
         kept := '{}';
         is_done := durabletask.let_go_readable(host_no, died, now_at);
+        more := false;
     end;
     if is_done then
         perform durabletask.dismiss(host_no);
@@ -780,12 +794,13 @@ $$;
 -- Fence the hosts whose lease has ended, and with `by_witness` those whose session is gone; return
 -- whether there was one.
 --
--- Their processes are let go in parts of `count_max`, one a call: the first are run while the next
--- are let go. With `more` there is another part. What is `kept` of them, the caller must take from
--- those `hosts`. `look_at` is when to look again, as a session that is gone, it seems, may be taken
--- for one that has died by then.
+-- Their processes are let go in parts, one a call: the first are run while the next are let go. With
+-- `more` there is another part. What is `kept` of them, no more than there is `room`, the caller
+-- must take from those `hosts`. A part is as large as ever if there is little room, or a host that
+-- may run nothing of it would ask ten thousand times. `look_at` is when to look again, as a session
+-- that is gone, it seems, may be taken for one that has died by then.
 create function durabletask.fence_the_dead(
-    me bigint, by_witness boolean, count_max integer, keep text[],
+    me bigint, by_witness boolean, room integer, keep text[],
     out fenced boolean, out more boolean, out kept bigint[], out died boolean[],
     out hosts bigint[], out look_at timestamptz
 )
@@ -800,7 +815,7 @@ declare
             select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a)
     );
     v_gone bigint[] := '{}';
-    v_left integer := count_max;
+    v_left integer := 1000;
     v_other record;
     v_part record;
 begin
@@ -824,14 +839,19 @@ begin
             )
         );
     end if;
+    if v_grace <= '0' and cardinality(v_gone) > 0 then
+        -- What this call does not get to is for the next, which may have no witness to look for.
+        update durabletask.lease l set expires_at = least(l.expires_at, v_now)
+        where l.host_no in (
+            select m.host_no from durabletask.lease m
+            where m.host_no = any (v_gone)
+            for update skip locked
+        );
+    end if;
     for v_other in
         select l.host_no, l.expires_at > '-infinity' as died
         from durabletask.lease l
-        where l.host_no <> me
-            and (
-                l.expires_at <= v_now
-                or (v_grace <= '0' and l.host_no = any (v_gone))
-            )
+        where l.host_no <> me and l.expires_at <= v_now
         order by l.host_no
         for update skip locked
     loop
@@ -847,20 +867,16 @@ begin
                 continue;
         end;
         v_part := durabletask.let_go(
-            v_other.host_no, v_other.died, durabletask.clock(), v_left, keep);
+            v_other.host_no, v_other.died, durabletask.clock(), v_left, keep,
+            room - cardinality(kept));
         if cardinality(v_part.kept) > 0 then
             kept := kept || v_part.kept;
             died := died || array_fill(v_other.died, array[cardinality(v_part.kept)]);
             hosts := hosts || v_other.host_no;
         end if;
         fenced := true;
-        if not v_part.is_done then
-            -- For the next call there is no witness to look for.
-            update durabletask.lease l set expires_at = least(l.expires_at, v_now)
-            where l.host_no = v_other.host_no;
-        end if;
         v_left := v_left - v_part.count;
-        if v_left <= 0 then
+        if v_part.more or (room > 0 and cardinality(kept) >= room) then
             more := true;
             return;
         end if;
@@ -1652,8 +1668,7 @@ begin
         v_keep := array(
             select n.name from unnest(names, rooms) as n (name, room) where n.room is null);
     end if;
-    v_dead := durabletask.fence_the_dead(
-        v_host_no, by_witness, case when count_max > 0 then count_max else 1000 end, v_keep);
+    v_dead := durabletask.fence_the_dead(v_host_no, by_witness, count_max, v_keep);
     v_room := count_max - cardinality(v_dead.kept);
     now_at := durabletask.clock();
 

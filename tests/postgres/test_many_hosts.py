@@ -165,7 +165,8 @@ async def test_what_is_locked_at_a_takeover_follows_later(schemas: Schemas) -> N
 async def test_what_a_dead_host_had_is_let_go_in_parts(schemas: Schemas) -> None:
     """G11: the first are run while the next are let go, and without a pause until none is left.
 
-    What the claim may run it takes itself; the rest waits for whoever may.
+    What the claim may run it takes itself, as far as it has room; what it may
+    not is let go a thousand at a time, for whoever may.
     """
     ids = [f"p{number}" for number in range(2_500)]
     with schemas.new() as schema:
@@ -177,10 +178,10 @@ async def test_what_a_dead_host_had_is_let_go_in_parts(schemas: Schemas) -> None
                     await dying.add(*ids[start : start + 500], lease=old)
             assert await until_taken_by(other, lease, 10) == 10
             assert await owners(schemas, schema) == {"other": 10, "dying": 2_490}
-            assert (await other.claim(lease, names=("unknown",), count_max=300)).more
-            assert await owners(schemas, schema) == {"other": 10, "dying": 2_190, None: 300}
+            assert (await other.claim(lease, names=("unknown",), count_max=1)).more
+            assert await owners(schemas, schema) == {"other": 10, "dying": 1_490, None: 1_000}
             assert (await other.claim(lease, count_max=0)).more
-            assert await owners(schemas, schema) == {"other": 10, "dying": 1_190, None: 1_300}
+            assert await owners(schemas, schema) == {"other": 10, "dying": 490, None: 2_000}
             taken, more = 10, True
             while more:
                 claims = await other.claim(lease, count_max=1_000)
@@ -189,6 +190,27 @@ async def test_what_a_dead_host_had_is_let_go_in_parts(schemas: Schemas) -> None
                 taken, more = taken + len(claims.claimed), claims.more
             assert taken == len(ids)
             assert await owners(schemas, schema) == {"other": len(ids)}
+
+
+async def test_what_two_dead_hosts_had_is_taken_without_a_pause(schemas: Schemas) -> None:
+    """G11: a claim with little room says that there is more, and leaves what it could run later."""
+    with schemas.new() as schema:
+        async with new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as other:
+            lease = await other.host("other")
+            for host in ("d1", "d2"):
+                async with new_world(schemas.dsn, schema, lease_ttl_s=LONG_S) as dying:
+                    old = await dying.host(host)
+                    await dying.add(f"{host}.a", f"{host}.b", lease=old)
+                    await dying.add(f"{host}.c", f"{host}.d", name="other", lease=old)
+            assert await until_taken_by(other, lease, 1) == 1
+            taken, more = 1, True
+            while more and taken < 4:
+                claims = await other.claim(lease, count_max=1)
+                taken, more = taken + len(claims.claimed), claims.more
+            assert taken == 4
+            while more:
+                more = (await other.claim(lease, count_max=1)).more
+            assert await owners(schemas, schema) == {"other": 4, None: 4}
 
 
 async def test_a_host_that_lives_is_left_alone(schemas: Schemas) -> None:

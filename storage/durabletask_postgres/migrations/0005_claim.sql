@@ -131,8 +131,7 @@ begin
         v_keep := array(
             select n.name from unnest(names, rooms) as n (name, room) where n.room is null);
     end if;
-    v_dead := durabletask.fence_the_dead(
-        v_host_no, by_witness, case when count_max > 0 then count_max else 1000 end, v_keep);
+    v_dead := durabletask.fence_the_dead(v_host_no, by_witness, count_max, v_keep);
     v_room := count_max - cardinality(v_dead.kept);
     now_at := durabletask.clock();
 
