@@ -37,9 +37,10 @@ def free_schema(postgres: Postgres) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def schemas(postgres: Postgres) -> Schemas:
+def schemas(postgres: Postgres) -> Iterator[Schemas]:
     """Return schemas of the common database that have all migrations and are used again."""
-    return Schemas(postgres)
+    with Schemas(postgres) as schemas:
+        yield schemas
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Self, TypeAlias, TypeVar, cast
 
 import asyncpg
 
@@ -61,13 +61,24 @@ _EMPTY_TESTED = f"{_EMPTY}\ndelete from durabletask.user_row;"
 class Schemas:
     """Schemas with all migrations in the common database; one that comes back is used again.
 
-    Making one costs as much as some tests; emptying one costs nothing.
+    Making one costs as much as some tests; emptying one costs nothing, as all are emptied in one
+    session, which ends with this.
     """
 
     def __init__(self, postgres: Postgres) -> None:
         self.dsn = postgres.dsn
         self._postgres = postgres
         self._free: dict[bool, list[str]] = {True: [], False: []}
+        self._loop = asyncio.new_event_loop()
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._connection is not None:
+            aside(self._loop, self._connection.close())
+        self._loop.close()
 
     @contextmanager
     def new(self, *, virtual: bool = False) -> Iterator[str]:
@@ -88,14 +99,20 @@ class Schemas:
         if self._free[virtual]:
             return self._free[virtual].pop()
         name = self._postgres.new_name()
-        aside(lambda: make(self.dsn, name, virtual=virtual))
+        aside(self._loop, make(self.dsn, name, virtual=virtual))
         return name
 
     def give_back(self, name: str, *, virtual: bool = False) -> None:
         """Empty a schema that nobody uses any more, and keep it for the next test."""
         text = Statements(name).rewrite(_EMPTY_TESTED if virtual else _EMPTY)
-        aside(lambda: _run(self.dsn, text))
+        aside(self._loop, self._run(text))
         self._free[virtual].append(name)
+
+    async def _run(self, text: str) -> None:
+        if self._connection is None:
+            settings = {"synchronous_commit": "off"}
+            self._connection = await asyncpg.connect(self.dsn, server_settings=settings)
+        await self._connection.execute(text)
 
 
 class SchemaUser:
@@ -229,15 +246,7 @@ async def fence_all(storage: ProcessStorage, host_id: str) -> None:
     await storage.close_lease(lease)
 
 
-def aside(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine in a loop of another thread and wait for it, below a running loop too."""
+def aside(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a loop, on another thread, and wait for it; below a running loop too."""
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: asyncio.run(work())).result()
-
-
-async def _run(dsn: str, text: str) -> None:
-    connection = await asyncpg.connect(dsn, server_settings={"synchronous_commit": "off"})
-    try:
-        await connection.execute(text)
-    finally:
-        await connection.close()
+        return thread.submit(loop.run_until_complete, work).result()

@@ -18,8 +18,11 @@ from tests.postgres.tls import Certificates
 @pytest.fixture(scope="module")
 def old_and_strict() -> Iterator[Schemas]:
     settings = {"default_transaction_isolation": "serializable"}
-    with ThrowAwayPostgres(version=16, settings=settings) as server:
-        yield Schemas(Postgres(server.dsn))
+    with (
+        ThrowAwayPostgres(version=16, settings=settings) as server,
+        Schemas(Postgres(server.dsn)) as schemas,
+    ):
+        yield schemas
 
 
 @pytest.fixture(scope="module")
