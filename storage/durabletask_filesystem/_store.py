@@ -410,6 +410,8 @@ class Store:
         try:
             self.folder.check_in_place()
             _manifest.save(self.folder, self._log.manifest(clean=True))
+        except SyncError as error:
+            self._failed = f"the folder could not be closed: {error}"
         except OSError as error:
             # Nothing is lost: the next opening finds a folder that was not closed.
-            self._failed = f"the folder could not be closed: {error}"
+            _log.warning("the folder is left as after a crash: %s", error)

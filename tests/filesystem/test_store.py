@@ -198,7 +198,12 @@ def test_compaction_keeps_what_can_be_asked_for(tmp_path: Path) -> None:
 class _Planted(RealFolder):
     """A disk that fails where it is told to."""
 
-    bad_entries = bad_opening = False
+    bad_entries = bad_opening = bad_creating = False
+
+    def create(self, name: str) -> File:
+        if self.bad_creating:
+            raise OSError(errno.ENOSPC, "planted")
+        return super().create(name)
 
     def sync_entries(self, subfolder: str = "") -> None:
         if self.bad_entries and not subfolder:
@@ -249,3 +254,22 @@ def test_what_a_compaction_has_made_durable_is_not_called_undone(tmp_path: Path)
         store.apply([Create((new("b"),))])
     assert ask(store, Read(("b",))) == (None,)
     store.close()
+
+
+def test_a_folder_that_cannot_be_marked_clean_can_be_used_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F027: the disk is full as a host closes; when there is room the same program goes on."""
+    folder = _Planted(tmp_path)
+    store = Store.open(folder, CLOCK)
+    ask(store, CloseLease(lease_of(store)))
+    folder.bad_creating = True
+    store.let_go(clean=True)
+    assert "left as after a crash: [Errno 28] planted" in caplog.text
+    folder.bad_creating = False
+    store.take_again()
+    ask(store, Create((new("a"),)))
+    store.close()
+    again = open_store(tmp_path)
+    assert ask(again, Read(("a",)))[0] is not None
+    again.close()
