@@ -254,6 +254,7 @@ class Lifecycle:
         """Await what only time or an interrupt can end; an open wait meanwhile.
 
         Args:
+            due_at: When `future`, a timer, is set; None if time alone does not set it.
             firm: Whether it goes on when the process is cancelled from outside.
         """
         if firm:
@@ -266,6 +267,8 @@ class Lifecycle:
         try:
             result = await future
         except asyncio.CancelledError:
+            if due_at is not None:
+                self.services.timers.give_up(future)
             self.wait_broken(future)
             raise
         self.wait_ended(future)

@@ -9,6 +9,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 GIVEN_UP_MIN = 100
 """Fewer are not worth a look."""
@@ -28,19 +29,22 @@ class Timers:
         self._given_up = 0
         self._handle: asyncio.TimerHandle | None = None
 
-    def give_up(self, future: "asyncio.Future[None]") -> None:
+    def give_up(self, future: "asyncio.Future[Any]") -> None:
         """Take note that nobody waits for a future any more; it fires no more.
 
         The heap is built anew when most of it is given up: short waits with long
         timeouts would otherwise stay until the timeouts are due.
         """
-        if not future.done():
-            future.cancel()
-            self._given_up += 1
-            if self._given_up > GIVEN_UP_MIN and self._given_up * 2 > len(self._heap):
-                self._heap = [entry for entry in self._heap if not entry[2].done()]
-                heapq.heapify(self._heap)
-                self._given_up = 0
+        if future.done() and not future.cancelled() and future.exception() is None:
+            return  # it has fired
+        # Ended by somebody else, a request or an interrupt, it is in the heap all the same, and
+        # what ended it holds on to the frames that it went through.
+        future.cancel()
+        self._given_up += 1
+        if self._given_up > GIVEN_UP_MIN and self._given_up * 2 > len(self._heap):
+            self._heap = [entry for entry in self._heap if not entry[2].done()]
+            heapq.heapify(self._heap)
+            self._given_up = 0
 
     def at(self, due_at: datetime) -> "asyncio.Future[None]":
         """Return a future that is set at or after `due_at`; cancel it to give it up."""

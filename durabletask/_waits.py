@@ -41,6 +41,7 @@ async def delay(run: Run, key: str, until: timedelta | datetime) -> DelayNote:
         try:
             await timer
         except asyncio.CancelledError:
+            run.services.timers.give_up(timer)
             run.wait_broken(timer)
             await run.record_cancelled(Kind.DELAY, key, NO_INDEX)
             raise

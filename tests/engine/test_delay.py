@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from durabletask import DelayResult, Process, ProcessHost, Status
+from durabletask import DelayResult, Process, ProcessHost, RetryPolicy, Status
+from durabletask._timers import GIVEN_UP_MIN
 from durabletask.errors import InvalidArgumentError
 from durabletask.testing import VirtualClock, run_virtual
 from tests.engine.world import Wire, World, settle, virtual
@@ -343,3 +344,31 @@ async def test_ten_thousand_delays_due_at_once(world: World) -> None:
     async with world.host(process) as second:
         for n in range(5):
             assert await second.get(process, f"p{n}").result() == 2_000
+
+
+async def fails() -> None:
+    raise ValueError("fails")
+
+
+@pytest.mark.parametrize("wait", ["delay", "pause between attempts"])
+@pytest.mark.parametrize("how", ["cancel", "terminate"])
+@virtual
+async def test_what_was_ended_from_outside_leaves_no_timer(
+    world: World, wait: str, how: str
+) -> None:
+    """F101: reminders for next month that are cancelled do not pile up until then."""
+
+    async def process(proc: Process) -> None:
+        if wait == "delay":
+            await proc.delay("remind", timedelta(days=30))
+        retry = RetryPolicy(attempts_max=2, delay_s=30 * 86_400.0, delay_max_s=30 * 86_400.0)
+        await proc.do("step", fails, retry=retry)
+
+    async with world.host(process) as host:
+        handles = [await host.spawn(process, f"p{n}") for n in range(500)]
+        await asyncio.sleep(1)
+        for handle in handles:
+            await getattr(handle, how)()
+        await asyncio.sleep(1)
+        assert host._session is not None
+        assert len(host._session._timers._heap) <= 2 * GIVEN_UP_MIN + 2
