@@ -19,7 +19,7 @@ from durabletask.errors import (
 )
 from durabletask_filesystem._files import Folder
 from durabletask_filesystem._inbox import ClientRequest
-from durabletask_filesystem._requests import Answer
+from durabletask_filesystem._requests import Answer, lone_surrogate
 
 POLL_MIN_S = 0.001
 POLL_MAX_S = 0.02
@@ -58,8 +58,11 @@ class Client:
         trouble: Exception | None = None
         try:
             for name, request in names.items():
-                _inbox.send(self._folder, name, request, until)
-                sent.add(name)
+                try:
+                    _inbox.send(self._folder, name, request, until)
+                    sent.add(name)
+                except UnicodeEncodeError as error:
+                    answers[name] = lone_surrogate(error)
             if self._wait(names, answers, freed):
                 return None
         except (OSError, StorageError) as error:

@@ -100,6 +100,7 @@ def fetch(folder: Folder, name: str, request: ClientRequest) -> Answer:
     Raises:
         FileNotFoundError: There is none yet.
         DurableTaskError: The request was refused.
+        StorageUnknownError: The reply cannot be read.
     """
     path = f"{FOLDER}/{name}{REPLY}"
     frame = _frames.decode(0, folder.read(path), 0)
@@ -107,10 +108,16 @@ def fetch(folder: Folder, name: str, request: ClientRequest) -> Answer:
         folder.remove(path)
     if frame is None:
         raise errors.StorageUnknownError(f"the reply {path} is broken; repeat the call")
-    reply = _replies.decode(frame.payload)
-    if reply.error:
-        raise _ERRORS.get(reply.error, StorageError)(reply.message)
-    answer: Answer = msgspec.json.decode(reply.answer, type=_ANSWERS[type(request)])
+    try:
+        reply = _replies.decode(frame.payload)
+        if reply.error:
+            raise _ERRORS.get(reply.error, StorageError)(reply.message)
+        answer: Answer = msgspec.json.decode(reply.answer, type=_ANSWERS[type(request)])
+    except msgspec.DecodeError as error:
+        raise errors.StorageUnknownError(
+            f"the reply {path} cannot be understood: {error}",
+            hint="let the program that holds the folder have the same version of the library",
+        ) from error
     return answer
 
 

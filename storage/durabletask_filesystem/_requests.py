@@ -1,12 +1,12 @@
 """What can be asked of a store: one small record for each method of the seam.
 
-Data only. A store takes them in batches (`Store.apply`), and the inbox carries
+Data, and one refusal. A store takes them in batches (`Store.apply`), and the inbox carries
 those of a client from one program to another.
 """
 
 import msgspec
 
-from durabletask.errors import DurableTaskError
+from durabletask.errors import DurableTaskError, InvalidIdError
 from durabletask.storage import (
     Claims,
     Control,
@@ -149,3 +149,8 @@ Answer = (
 
 After a `StorageCorruptError` or an `InvalidIdError` rows before the one that it is about may be
 written; after any other error nothing of the request is."""
+
+
+def lone_surrogate(error: UnicodeEncodeError) -> InvalidIdError:
+    """Return what a text that cannot be written in UTF-8 is told."""
+    return InvalidIdError(f"a lone surrogate in {error.object[:40]!a}")

@@ -12,7 +12,6 @@ from datetime import datetime
 import durabletask_filesystem._manifest as _manifest
 from durabletask.errors import (
     DurableTaskError,
-    InvalidIdError,
     StorageCorruptError,
     StorageError,
     StorageFailedError,
@@ -51,6 +50,7 @@ from durabletask_filesystem._requests import (
     Read,
     Renew,
     Request,
+    lone_surrogate,
 )
 from durabletask_filesystem._sealing import seal
 
@@ -171,7 +171,7 @@ class Store:
                 except DurableTaskError as error:
                     answers.append(error)
                 except UnicodeEncodeError as error:
-                    answers.append(InvalidIdError(f"a lone surrogate in {error.object[:40]!a}"))
+                    answers.append(lone_surrogate(error))
                 except DamageError as error:
                     answers.append(StorageCorruptError(str(error), hint=_REPAIR))
             if self._log.dirty:

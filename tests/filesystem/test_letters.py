@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from durabletask.errors import StorageBusyError, StorageUnavailableError, StorageUnknownError
+from durabletask.errors import (
+    InvalidIdError,
+    StorageBusyError,
+    StorageUnavailableError,
+    StorageUnknownError,
+)
 from durabletask.storage import (
     Action,
     Control,
@@ -218,6 +223,26 @@ def test_a_letter_that_was_sent_is_not_called_unwritten(tmp_path: Path, room: in
     assert [type(each) for each in answers] == [unknown] * room + [unwritten] * (2 - room)
     assert all("planted" in str(each) for each in answers)
     assert list((tmp_path / "inbox").iterdir()) == []
+
+
+async def test_a_letter_that_cannot_be_written_harms_no_other(tmp_path: Path) -> None:
+    """F121: a lone surrogate is refused as it is by the folder itself; its neighbour is done."""
+    async with two(tmp_path) as (host, client):
+        await host.open_lease("h1", "host")
+        calls = (client.create([new("a")]), client.create([new("\ud800")]))
+        done, refused = await asyncio.gather(*calls, return_exceptions=True)
+        assert not isinstance(done, BaseException)
+        assert done[0].fresh
+        assert isinstance(refused, InvalidIdError)
+
+
+def test_a_reply_of_another_version_is_an_unknown_outcome(tmp_path: Path) -> None:
+    """F053: what cannot be understood says nothing; the error is ours, and says what to do."""
+    (tmp_path / "inbox").mkdir()
+    folder = RealFolder(tmp_path)
+    _inbox._put(folder, "x", _inbox.REPLY, b'{"answer":{"of":"tomorrow"}}')
+    with pytest.raises(StorageUnknownError, match="the same version"):
+        _inbox.fetch(folder, "x", Read(("a",)))
 
 
 class _FullOnce(RealFolder):
