@@ -22,7 +22,7 @@ SCALES = {
     1: (
         Bounds(),
         Bounds(subsets_max=6, tears_max=3, entries_max=6, joint_max=12, states_max=24),
-        100,
+        130,
     ),
     # In the soak: wide enough that fifty times as many states come out.
     50: (
