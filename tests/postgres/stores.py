@@ -105,14 +105,18 @@ class Schemas:
     def give_back(self, name: str, *, virtual: bool = False) -> None:
         """Empty a schema that nobody uses any more, and keep it for the next test."""
         text = Statements(name).rewrite(_EMPTY_TESTED if virtual else _EMPTY)
-        aside(self._loop, self._run(text))
+        self.run(text)
         self._free[virtual].append(name)
 
-    async def _run(self, text: str) -> None:
+    def run(self, text: str, *args: object) -> None:
+        """Run a statement in the session of these schemas, below a running loop too."""
+        aside(self._loop, self._run(text, args))
+
+    async def _run(self, text: str, args: tuple[object, ...]) -> None:
         if self._connection is None:
             settings = {"synchronous_commit": "off"}
             self._connection = await asyncpg.connect(self.dsn, server_settings=settings)
-        await self._connection.execute(text)
+        await self._connection.execute(text, *args)
 
 
 class SchemaUser:
@@ -145,21 +149,14 @@ class SchemaUser:
 class AtTime:
     """A storage whose database lives by a clock: it is set before each call, if it has moved."""
 
-    def __init__(self, storage: ProcessStorage, clock: Clock, dsn: str, schema: str) -> None:
+    def __init__(
+        self, storage: ProcessStorage, clock: Clock, schemas: Schemas, schema: str
+    ) -> None:
         self.storage = storage
         self._clock = clock
-        self._dsn = dsn
+        self._schemas = schemas
         self._set = Statements(schema).rewrite("update durabletask.test_time set now_at = $1")
         self._at: datetime | None = None
-        self._connection: Connection | None = None
-        self._setting = asyncio.Lock()
-
-    async def close(self) -> None:
-        """Close the storage, which may go on under another object."""
-        if self._connection is not None:
-            self._connection.terminate()
-            self._connection = None
-        await self.storage.close()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         call = getattr(self.storage, name)
@@ -167,25 +164,20 @@ class AtTime:
             return cast("Callable[..., Any]", call)
 
         async def in_time(*args: Any, **options: Any) -> Any:
-            await self._pass()
+            self._pass()
             return await call(*args, **options)
 
         return in_time
 
-    async def _pass(self) -> None:
-        async with self._setting:
-            if self._at != (now := self._clock.now()):
-                if self._connection is None:
-                    # What time it was need not survive a crash.
-                    settings = {"synchronous_commit": "off"}
-                    self._connection = await asyncpg.connect(self._dsn, server_settings=settings)
-                await self._connection.execute(self._set, now)
-                self._at = now
+    def _pass(self) -> None:
+        if self._at != (now := self._clock.now()):
+            self._schemas.run(self._set, now)
+            self._at = now
 
 
-def at_time(storage: ProcessStorage, clock: Clock, dsn: str, schema: str) -> ProcessStorage:
+def at_time(storage: ProcessStorage, clock: Clock, schemas: Schemas, schema: str) -> ProcessStorage:
     """Return a storage whose database lives by a clock; the schema must be a virtual one."""
-    return cast("ProcessStorage", AtTime(storage, clock, dsn, schema))
+    return cast("ProcessStorage", AtTime(storage, clock, schemas, schema))
 
 
 @asynccontextmanager

@@ -42,7 +42,7 @@ class TestPostgres(StorageConformance):
 
     def at(self, schema: str) -> ProcessStorage:
         storage = PostgresStorage(self.schemas.dsn, schema=schema, lease_ttl_s=LEASE_TTL_S)
-        return at_time(storage, self.clock, self.schemas.dsn, schema)
+        return at_time(storage, self.clock, self.schemas, schema)
 
     def holding(
         self, storage: ProcessStorage, process_id: str
@@ -65,4 +65,4 @@ class TestPostgresOverAPool(TestPostgres):
 
     def at(self, schema: str) -> ProcessStorage:
         storage = PostgresStorage(self.shared, schema=schema, lease_ttl_s=LEASE_TTL_S)
-        return at_time(storage, self.clock, self.schemas.dsn, schema)
+        return at_time(storage, self.clock, self.schemas, schema)

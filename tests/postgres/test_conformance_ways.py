@@ -45,7 +45,7 @@ class TestBehindAPooler(test_conformance.TestPostgres):
 
     def at(self, schema: str) -> ProcessStorage:
         storage = PostgresStorage(self.dsn, schema=schema, lease_ttl_s=LEASE_TTL_S)
-        return at_time(storage, self.clock, self.schemas.dsn, schema)
+        return at_time(storage, self.clock, self.schemas, schema)
 
 
 class TestSerializableEncryptedAndOld(test_conformance.TestPostgres):
@@ -63,4 +63,4 @@ class TestSerializableEncryptedAndOld(test_conformance.TestPostgres):
         storage = PostgresStorage(
             self.dsn, schema=schema, lease_ttl_s=LEASE_TTL_S, statement_cache_size=0
         )
-        return at_time(storage, self.clock, self.schemas.dsn, schema)
+        return at_time(storage, self.clock, self.schemas, schema)

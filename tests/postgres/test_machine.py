@@ -38,7 +38,7 @@ class PostgresMachine(StorageMachine):
 
     def at(self, clock: VirtualClock) -> ProcessStorage:
         storage = PostgresStorage(self.pool, schema=self.schema, lease_ttl_s=LEASE_TTL_S)
-        return at_time(storage, clock, self.schemas.dsn, self.schema)
+        return at_time(storage, clock, self.schemas, self.schema)
 
     async def reopen(self, storage: ProcessStorage, *, crash: bool) -> ProcessStorage:
         await storage.close()
