@@ -730,26 +730,42 @@ declare
     v_nos bigint[];
 begin
     begin
-        v_seen := array(
-            select p.process_no from durabletask.process p
-            where p.owner_no = let_go.host_no
-            limit count_max
-        );
-        kept := array(
-            select p.process_no from durabletask.process p
-            where p.process_no = any (v_seen)
-                and p.owner_no is not distinct from let_go.host_no
-                and p.name = any (keep) and durabletask.is_claimable(p.status)
-            limit room
-            for update skip locked
-        );
-        v_nos := array(
-            select p.process_no from durabletask.process p
-            where p.process_no = any (v_seen)
-                and p.owner_no is not distinct from let_go.host_no
-                and not (p.name = any (keep) and durabletask.is_claimable(p.status))
-            for update skip locked
-        );
+        if room >= count_max or cardinality(keep) = 0 then
+            -- Whatever there is can be taken: one look at each, and not three.
+            select coalesce(array_agg(q.process_no) filter (where not q.is_kept), '{}'),
+                coalesce(array_agg(q.process_no) filter (where q.is_kept), '{}')
+            into v_nos, kept
+            from (
+                select p.process_no,
+                    p.name = any (keep) and durabletask.is_claimable(p.status) as is_kept
+                from durabletask.process p
+                where p.owner_no = let_go.host_no
+                limit count_max
+                for update skip locked
+            ) q;
+            v_seen := v_nos || kept;
+        else
+            v_seen := array(
+                select p.process_no from durabletask.process p
+                where p.owner_no = let_go.host_no
+                limit count_max
+            );
+            kept := array(
+                select p.process_no from durabletask.process p
+                where p.process_no = any (v_seen)
+                    and p.owner_no is not distinct from let_go.host_no
+                    and p.name = any (keep) and durabletask.is_claimable(p.status)
+                limit room
+                for update skip locked
+            );
+            v_nos := array(
+                select p.process_no from durabletask.process p
+                where p.process_no = any (v_seen)
+                    and p.owner_no is not distinct from let_go.host_no
+                    and not (p.name = any (keep) and durabletask.is_claimable(p.status))
+                for update skip locked
+            );
+        end if;
         perform durabletask.let_go_of(v_nos, died, true, now_at);
         count := cardinality(v_nos);
         is_done := not exists (
