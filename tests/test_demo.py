@@ -59,9 +59,16 @@ async def test_the_facts_agree(played: tuple[Folder, str]) -> None:
     [
         ("UPDATE accounts SET cents=cents+1 WHERE name='bob'", "money in the bank"),
         ("UPDATE accounts SET cents=cents-1 WHERE name='tim'", "balance of tim"),
-        ("UPDATE entries SET state='held' WHERE number=1", "entries still held"),
+        (
+            "UPDATE entries SET state='held' WHERE number=(SELECT min(number) FROM entries)",
+            "entries still held",
+        ),
         ("UPDATE orders SET state='open' WHERE reference='transfer/0001'", "order of"),
-        ("DELETE FROM entries WHERE number=2", "entries booked"),
+        (
+            "DELETE FROM entries WHERE number="
+            "(SELECT min(number) FROM entries WHERE state='booked')",
+            "entries booked",
+        ),
     ],
 )
 async def test_a_wrong_bank_is_found(
