@@ -54,6 +54,9 @@ async def test_the_facts_agree(played: tuple[Folder, str]) -> None:
     assert judge(facts).faults == []
 
 
+BOOKED = "(SELECT min(number) FROM entries WHERE state='booked')"
+
+
 @pytest.mark.parametrize(
     ("sabotage", "complaint"),
     [
@@ -64,11 +67,7 @@ async def test_the_facts_agree(played: tuple[Folder, str]) -> None:
             "entries still held",
         ),
         ("UPDATE orders SET state='open' WHERE reference='transfer/0001'", "order of"),
-        (
-            "DELETE FROM entries WHERE number="
-            "(SELECT min(number) FROM entries WHERE state='booked')",
-            "entries booked",
-        ),
+        ("DELETE FROM entries WHERE number=" + BOOKED, "entries booked"),
     ],
 )
 async def test_a_wrong_bank_is_found(
